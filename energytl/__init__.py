@@ -1,0 +1,57 @@
+"""energytl: energy-aware, robust neural networks on analog in-memory hardware.
+
+recipe → data → digital network → convert → train → evaluate → cost → result.json and TensorBoard → report
+
+    analog = energytl.convert(net, energytl.Hardware(rho=5.0))
+    cost = energytl.estimate(analog, images)
+"""
+
+from energytl.analog.convert import analog_layers, calibrate, configure, convert, left_digital, to_digital
+from energytl.analog.hardware import Hardware
+from energytl.analog.mapping import BitCells, DifferentialPair, OneCell, WeightFormat
+from energytl.analog.read import (
+    BitSerialRead,
+    Exact,
+    Frozen,
+    InputFormat,
+    Moments,
+    Noiseless,
+    RepeatedRead,
+    SingleRead,
+)
+from energytl.cost.estimate import Cost, LayerCost, estimate
+from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
+from energytl.devices.cell import Cell
+from energytl.devices.fluctuation import Fluctuation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BitCells",
+    "BitSerialRead",
+    "Cell",
+    "Cost",
+    "DifferentialPair",
+    "Exact",
+    "Fluctuation",
+    "Frozen",
+    "Hardware",
+    "InputFormat",
+    "IsaacConverter",
+    "LayerCost",
+    "Moments",
+    "Noiseless",
+    "OneCell",
+    "Periphery",
+    "RepeatedRead",
+    "SingleRead",
+    "WaldenConverter",
+    "WeightFormat",
+    "analog_layers",
+    "calibrate",
+    "configure",
+    "convert",
+    "estimate",
+    "left_digital",
+    "to_digital",
+]

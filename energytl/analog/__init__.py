@@ -1,0 +1,1 @@
+"""A weight becomes conductances, a product becomes reads."""

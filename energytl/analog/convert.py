@@ -1,0 +1,173 @@
+"""From a digital network to an analog one and back, and what stayed digital, by name."""
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+from energytl.analog.hardware import Hardware
+from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
+from energytl.analog.noise import NoiseStream
+
+ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {nn.Linear: AnalogLinear, nn.Conv2d: AnalogConv2d}
+
+FUNCTIONAL = (nn.MultiheadAttention, ShiftedWindowAttention)
+"""Modules that use the weights of their children without calling them: a swapped child would change nothing."""
+
+ADDED = ("pos_embedding", "relative_position_bias_table")
+"""Names of parameters that torchvision's networks add and never multiply with an input."""
+
+
+def convert(
+    network: nn.Module, hardware: Hardware | None = None, *, strict: bool = False, seed: int | None = None
+) -> nn.Module:
+    """An analog copy of the network: every Linear and Conv2d reads memory cells.
+
+    The copy has its own modules, but shares Parameters and buffers with the network, and its state-dict keys are
+    the same; the network itself goes on computing digitally.
+
+    Args:
+        network: any module.
+        hardware: what it runs on; default: normal telegraph noise, 5-bit inputs and weights, single reads.
+        strict: raise where weights would stay digital (see `left_digital`).
+        seed: of the read noise; None draws it from torch's global generator.
+
+    Raises:
+        ValueError: with strict, naming the weights that cannot be converted; and if nothing can.
+
+    >>> convert(nn.Sequential(nn.Linear(4, 2)), seed=0)
+    Sequential(
+      (0): AnalogLinear(4, 2, bias=True, rho=10)
+    )
+    """
+    analog = _copy(network)
+    hardware = hardware or Hardware()
+    noise = NoiseStream(seed)
+    swapped: dict[nn.Module, nn.Module] = {}
+    for module in _called(analog):
+        kind = _analog_kind(module)
+        if kind is not None and module not in swapped:
+            swapped[module] = kind(module, hardware, noise, index=len(swapped)).train(module.training)  # type: ignore[arg-type]
+    if not swapped:
+        raise ValueError(f"{type(network).__name__} has no Linear or Conv2d to convert")
+    analog = _replace(analog, swapped)
+    remaining = left_digital(analog) if strict else []
+    if remaining:
+        raise ValueError(
+            f"{len(remaining)} weights cannot be converted and would stay digital: {', '.join(remaining)}. "
+            "Replace these modules by ones of Linear and Conv2d that are called, or convert with strict: false"
+        )
+    return analog
+
+
+def to_digital(analog: nn.Module) -> nn.Module:
+    """The digital network again, as a copy that shares its Parameters: its outputs are the original's, bit for bit.
+
+    >>> to_digital(convert(nn.Linear(4, 2)))
+    Linear(in_features=4, out_features=2, bias=True)
+    """
+    network = _copy(analog)
+    swapped: dict[nn.Module, nn.Module] = {
+        module: module.digital() for module in network.modules() if isinstance(module, AnalogLayer)
+    }
+    return _replace(network, swapped)
+
+
+def left_digital(analog: nn.Module) -> list[str]:
+    """Names of the weight matrices that are not on analog arrays; [] is the goal.
+
+    A weight is a parameter with two or more dimensions larger than one, outside analog layers, that is multiplied
+    with an input: not a scale, a norm or an added position table.
+
+    >>> left_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3))))
+    ['1.weight']
+    """
+    return [
+        f"{module_name}.{name}".lstrip(".")
+        for module_name, module in analog.named_modules()
+        if not isinstance(module, AnalogLayer)
+        for name, parameter in module.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) > 1 and name not in ADDED
+    ]
+
+
+def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
+    """The analog layers of a network by name, in their order."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, AnalogLayer)}
+
+
+def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
+    """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
+
+    A change of weights or inputs (their bits) also sets the weight ranges anew; calibrate again for the inputs'.
+
+    >>> from energytl.analog.read import Noiseless
+    >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
+    """
+    for layer in analog_layers(analog).values():
+        layer.configure(dataclasses.replace(layer.hardware, **changes))
+    return analog
+
+
+def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
+
+    >>> layer = calibrate(convert(nn.Linear(2, 2)), [torch.tensor([[0.0, 1.0]])])
+    >>> layer.input_range
+    1.0
+    """
+    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, AnalogLayer)
+        ranges[layer].append(layer.best_input_range(inputs[0]))
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in ranges]
+    training = analog.training
+    analog.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                analog(batch)
+    finally:
+        analog.train(training)
+        for hook in hooks:
+            hook.remove()
+    for layer, seen in ranges.items():
+        if seen:
+            layer.input_range = sum(seen) / len(seen)
+    return analog
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    shared = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and its descendants, but for children whose weights are used without calling them."""
+    yield module
+    if not isinstance(module, FUNCTIONAL):
+        for child in module.children():
+            yield from _called(child)
+
+
+def _analog_kind(module: nn.Module) -> type[AnalogLayer] | None:
+    """The analog class for a module whose product is torch's own; None for all others."""
+    for digital, analog in ANALOG_OF.items():
+        own_weight = isinstance(module._parameters.get("weight"), nn.Parameter)
+        if isinstance(module, digital) and type(module).forward is digital.forward and own_weight:
+            return analog
+    return None
+
+
+def _replace(network: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Module:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if child in swapped:
+                setattr(module, name, swapped[child])
+    return swapped.get(network, network)

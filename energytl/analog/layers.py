@@ -1,0 +1,301 @@
+"""Linear and Conv2d on analog arrays: parameters, ranges, and calls to `energytl.analog.read`."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from energytl.analog.hardware import Hardware
+from energytl.analog.noise import NoiseStream
+from energytl.analog.quantize import best_range, fake_quantize
+from energytl.analog.read import Array
+
+
+class AnalogLayer(nn.Module, ABC):
+    """A layer whose weights are conductances. Made by `energytl.convert`, not by hand.
+
+    It shares weight and bias with the digital layer and adds `log_rho` (trainable), `weight_range` (set from the
+    weights when converted) and `input_range` (set by `energytl.calibrate`, or else from the first batch seen).
+    Its state dict has the digital layer's keys and no others: what is added travels in the state dict's metadata,
+    so state dicts load both ways, and ρ is not lost.
+
+    Attributes:
+        hardware: what the layer runs on; `energytl.configure` changes it.
+        noise: source of the random states, one for the whole network.
+        index: number of the layer in its network.
+        positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
+            but for the read scheme's factor; 0 before the first.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        digital: nn.Linear | nn.Conv2d,
+        hardware: Hardware,
+        noise: NoiseStream,
+        index: int,
+    ) -> None:
+        super().__init__()
+        self.weight = digital.weight
+        self.register_parameter("bias", digital.bias)
+        self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
+        device = digital.weight.device
+        self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=device))
+        self.weight_range = best_range(digital.weight, hardware.weights.levels)
+        self.input_range: float | None = None
+        self._digital = [digital]  # in a list, so that it is no child
+
+    @property
+    def rho(self) -> Tensor:
+        """Energy coefficient ρ: conductance, in µS, of the layer's full range; scalar, differentiable."""
+        return self.log_rho.exp()
+
+    @property
+    def stored_weight(self) -> Tensor:
+        """Quantised weight in units of the full range, −1..1; shape of weight, straight-through gradient."""
+        return fake_quantize(self.weight, self.weight_range, self.hardware.weights.levels) / self.weight_range
+
+    def best_input_range(self, x: Tensor) -> float:
+        """The range that rounds these inputs best."""
+        return best_range(x, self.hardware.inputs.levels)
+
+    def configure(self, hardware: Hardware) -> None:
+        """Take other hardware; a new ρ or new bits take effect, all else about the layer stays."""
+        if hardware.rho != self.hardware.rho:
+            with torch.no_grad():
+                self.log_rho.fill_(math.log(hardware.rho))
+        if hardware.weights != self.hardware.weights:
+            self.weight_range = best_range(self.weight, hardware.weights.levels)
+        self.hardware = hardware
+
+    def digital(self) -> nn.Module:
+        """The torch.nn layer this one was made from, with this one's Parameters."""
+        layer = copy.copy(self._digital[0])
+        layer._parameters = dict(layer._parameters, weight=self.weight, bias=self.bias)
+        return layer.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read the array with the inputs x, as torch.nn's layer of the same name takes them."""
+        x = self.padded(x.to(self.weight.dtype))
+        self.positions = self.count_positions(x)
+        if self.input_range is None:
+            self.input_range = self.best_input_range(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.hardware.computation(self._array(x, self.input_range), x)
+
+    def _array(self, x: Tensor, input_range: float) -> Array:
+        hardware = self.hardware
+        return Array(
+            weight=self.stored_weight,
+            full_range=self.weight_range,
+            rho=self.rho,
+            input_range=input_range,
+            bias=self.bias,
+            fluctuation=hardware.fluctuation,
+            mapping=hardware.mapping,
+            weights=hardware.weights,
+            inputs=hardware.inputs,
+            scheme=hardware.read,
+            noise=self.noise,
+            index=self.index,
+            multiply=self.multiply,
+            multiply_backward=self.multiply_backward,
+            bias_gradient=self.bias_gradient,
+            unfold=self.unfold,
+            fold=lambda y: self.fold(y, x),
+            positions=self.positions,
+        )
+
+    @abstractmethod
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's product of padded inputs."""
+
+    @abstractmethod
+    def multiply_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Gradients of `multiply` to x (None if not wanted) and to the weight."""
+
+    @abstractmethod
+    def bias_gradient(self, grad: Tensor) -> Tensor:
+        """Gradient of `multiply` to the bias."""
+
+    @abstractmethod
+    def padded(self, x: Tensor) -> Tensor:
+        """Inputs with what `multiply` does not pad itself."""
+
+    @abstractmethod
+    def count_positions(self, x: Tensor) -> int:
+        """Output positions of one image."""
+
+    @abstractmethod
+    def unfold(self, x: Tensor) -> Tensor:
+        """Padded inputs as (N, L, G, K): K inputs of each of G groups at L positions of N images."""
+
+    @abstractmethod
+    def fold(self, y: Tensor, x: Tensor) -> Tensor:
+        """Outputs (N, L, G, O) in the shape that `multiply` gives for x."""
+
+    @property
+    @abstractmethod
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """Groups G, rows K and outputs O of each group's matrix."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + "log_rho")
+        destination._metadata[prefix[:-1]].update(
+            log_rho=float(self.log_rho.detach()), weight_range=self.weight_range, input_range=self.input_range
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,  # noqa: ANN401
+    ) -> None:
+        if "log_rho" in local_metadata:
+            self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
+        rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
+        complete = {**state_dict, prefix + "log_rho": rho}
+        super()._load_from_state_dict(complete, prefix, local_metadata, *args)
+
+
+class AnalogLinear(AnalogLayer):
+    """torch.nn.Linear on an analog array; of (N, …, K) inputs the dots are the output positions of one image."""
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+        return F.linear(x, weight, bias)
+
+    def multiply_backward(  # noqa: D102
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        rows = grad.reshape(-1, grad.shape[-1])
+        return grad @ weight if wants_x else None, rows.T @ x.reshape(-1, x.shape[-1])
+
+    def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
+        return grad.reshape(-1, grad.shape[-1]).sum(0)
+
+    def padded(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x
+
+    def count_positions(self, x: Tensor) -> int:  # noqa: D102
+        return x[0].numel() // x.shape[-1] if x.dim() > 1 else 1
+
+    def unfold(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.reshape(len(x) if x.dim() > 1 else 1, -1, 1, x.shape[-1])
+
+    def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        return y.reshape(*x.shape[:-1], -1)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102
+        return 1, self.weight.shape[1], self.weight.shape[0]
+
+    def extra_repr(self) -> str:
+        """Sizes as torch.nn.Linear prints them, and ρ."""
+        outputs, inputs = self.weight.shape
+        return f"{inputs}, {outputs}, bias={self.bias is not None}, rho={float(self.rho):.3g}"
+
+
+class AnalogConv2d(AnalogLayer):
+    """torch.nn.Conv2d on an analog array: one read a position, one array a group.
+
+    Works in torch's channels-last memory format and passes it on: its products are faster so.
+    """
+
+    def __init__(self, digital: nn.Conv2d, hardware: Hardware, noise: NoiseStream, index: int) -> None:
+        super().__init__(digital, hardware, noise, index)
+        self.stride, self.dilation, self.groups = digital.stride, digital.dilation, digital.groups
+        left_right_top_bottom = digital._reversed_padding_repeated_twice
+        self.padding_mode = digital.padding_mode
+        self.outer_padding = tuple(left_right_top_bottom)
+        left, right, top, bottom = left_right_top_bottom
+        self.inner_padding = (0, 0)
+        if self.padding_mode == "zeros" and left == right and top == bottom:
+            self.inner_padding, self.outer_padding = (top, left), (0, 0, 0, 0)
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+        return F.conv2d(x, weight, bias, self.stride, self.inner_padding, self.dilation, self.groups)
+
+    def multiply_backward(  # noqa: D102
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        image = x.dim() == 3
+        if image:
+            grad, x = grad.unsqueeze(0), x.unsqueeze(0)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.inner_padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+            (wants_x, True, False),
+        )
+        return grad_x.squeeze(0) if image and wants_x else grad_x, grad_weight
+
+    def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
+        return grad.sum(-1).sum(-1).reshape(-1, grad.shape[-3]).sum(0)
+
+    def padded(self, x: Tensor) -> Tensor:  # noqa: D102
+        if any(self.outer_padding):
+            x = F.pad(x, self.outer_padding, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    def _output_size(self, x: Tensor) -> tuple[int, int]:
+        sizes = [
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, padding, dilation, kernel, stride in zip(
+                x.shape[-2:],
+                self.inner_padding,
+                self.dilation,
+                self.weight.shape[-2:],
+                self.stride,
+                strict=True,
+            )
+        ]
+        return sizes[0], sizes[1]
+
+    def count_positions(self, x: Tensor) -> int:  # noqa: D102
+        height, width = self._output_size(x)
+        return height * width
+
+    def unfold(self, x: Tensor) -> Tensor:  # noqa: D102
+        columns = F.unfold(
+            x if x.dim() == 4 else x.unsqueeze(0),
+            self.weight.shape[-2:],
+            self.dilation,
+            self.inner_padding,
+            self.stride,
+        )
+        return columns.transpose(1, 2).unflatten(2, (self.groups, -1))
+
+    def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        image = y.flatten(2).transpose(1, 2).unflatten(2, self._output_size(x))
+        return image if x.dim() == 4 else image.squeeze(0)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102
+        outputs, inputs, height, width = self.weight.shape
+        return self.groups, inputs * height * width, outputs // self.groups
+
+    def extra_repr(self) -> str:
+        """Sizes much as torch.nn.Conv2d prints them, and ρ."""
+        outputs, inputs, *kernel = self.weight.shape
+        return (
+            f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}, "
+            f"padding={self.inner_padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}, rho={float(self.rho):.3g}"
+        )

@@ -1,0 +1,405 @@
+"""How the cells of one array are read (schemes), and how the simulation computes such a read (computations).
+
+Schemes say what the hardware does: one read with the whole input (`SingleRead`), the mean of several
+(`RepeatedRead`), one read for each input bit (`BitSerialRead`, Wang 2021 §4.3). Computations say how its random
+outcome is drawn: a state for every cell and read (`Exact`, the ground truth, slow), the mean and variance of each
+output (`Moments`, the same distribution for two products; the local reparameterisation of Kingma 2015), one state
+a cell held throughout (`Frozen`), or none (`Noiseless`).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from energytl.analog.mapping import Mapping, WeightFormat, read_variance
+from energytl.analog.noise import NoiseStream, fold
+from energytl.analog.quantize import (
+    bit_count,
+    bit_power,
+    fake_quantize,
+    gradient_inside,
+    round_to_integers,
+)
+from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How finely an input is rounded.
+
+    Attributes:
+        bits: bits of an input's magnitude: integers 0..levels with levels = 2^bits − 1. The sign of a signed input
+            is the polarity of its pulse and takes no bit.
+
+    >>> InputFormat(5).levels
+    31
+    """
+
+    bits: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse widths that hold no input."""
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"inputs.bits is {self.bits}; allowed: 1 to 16")
+
+    @property
+    def levels(self) -> int:
+        """The largest integer input."""
+        return 2**self.bits - 1
+
+
+class ReadScheme(ABC):
+    """What the hardware does to multiply an input with the cells.
+
+    Methods take integer inputs n, −levels..levels, as floats of any shape.
+    """
+
+    @abstractmethod
+    def reads(self, inputs: InputFormat) -> int:
+        """Reads of every cell for one output position."""
+
+    @abstractmethod
+    def pulses(self, integers: Tensor) -> Tensor:
+        """Unit pulses that an input sends: what the paper's energy counts (Wang 2021, eq. 19)."""
+
+    @abstractmethod
+    def on_time(self, integers: Tensor, inputs: InputFormat) -> Tensor:
+        """Time for which an input drives its row, in units of one read's length."""
+
+    @abstractmethod
+    def variance(self, integers: Tensor, inputs: InputFormat) -> Tensor:
+        """Variance of the outcome in units of a² if all reads are independent."""
+
+    @abstractmethod
+    def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:
+        """Input of each read, times its weight in the sum; (reads, *integers.shape), summing to the integers."""
+
+
+@dataclass(frozen=True)
+class SingleRead(ReadScheme):
+    """One read; the input is the length of the pulse."""
+
+    def reads(self, inputs: InputFormat) -> int:  # noqa: D102
+        return 1
+
+    def pulses(self, integers: Tensor) -> Tensor:  # noqa: D102
+        return integers.abs()
+
+    def on_time(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return integers.abs() / inputs.levels
+
+    def variance(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return integers.square()
+
+    def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return integers.unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class RepeatedRead(ReadScheme):
+    """The mean of several single reads: fluctuation compensation (Wan 2020; Wang 2021, baseline).
+
+    Attributes:
+        times: number of reads K; energy and latency × K, variance / K.
+    """
+
+    times: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse less than one read."""
+        if self.times < 1:
+            raise ValueError(f"read.times is {self.times}; allowed: 1 or more")
+
+    def reads(self, inputs: InputFormat) -> int:  # noqa: D102
+        return self.times
+
+    def pulses(self, integers: Tensor) -> Tensor:  # noqa: D102
+        return self.times * integers.abs()
+
+    def on_time(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return self.times * integers.abs() / inputs.levels
+
+    def variance(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return integers.square().div_(self.times)
+
+    def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return (integers / self.times).expand(self.times, *integers.shape)
+
+
+@dataclass(frozen=True)
+class BitSerialRead(ReadScheme):
+    """One read for each bit of the input, summed with the bits' weights: low-fluctuation decomposition.
+
+    Wang 2021, eq. 14-20: the mean is that of a single read, the variance Σ 4^p·δ_p instead of (Σ 2^p·δ_p)².
+
+    >>> BitSerialRead().pulses(torch.arange(4.0))
+    tensor([0., 1., 1., 2.])
+    """
+
+    def reads(self, inputs: InputFormat) -> int:  # noqa: D102
+        return inputs.bits
+
+    def pulses(self, integers: Tensor) -> Tensor:  # noqa: D102
+        return bit_count(integers)
+
+    def on_time(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return bit_count(integers)
+
+    def variance(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        return bit_power(integers, inputs.bits)
+
+    def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+        powers = torch.arange(inputs.bits, device=integers.device).view(-1, *[1] * integers.dim())
+        bits = integers.detach().abs().round().to(torch.int32) >> powers & 1
+        values = (bits << powers).to(integers) * integers.detach().sign()
+        return values + (integers - integers.detach()) / inputs.bits  # straight-through, an equal share a bit
+
+
+@dataclass(frozen=True)
+class Array:
+    """One layer's cells, ready to be read.
+
+    Attributes:
+        weight: quantised weights in units of the full range, u, of the layer's weight shape.
+        full_range: the weight that u = 1 stands for.
+        rho: energy coefficient ρ, scalar.
+        input_range: the input that the integer `levels` stands for.
+        bias: added digitally after the read, or None.
+        fluctuation, mapping, weights, inputs, scheme: the hardware.
+        noise: source of the random states.
+        index: number of the layer in its network.
+        multiply: (x, weight, bias) → the layer's product.
+        multiply_backward: (grad, x, weight, whether x's is wanted) → its gradients to x (or None) and weight.
+        bias_gradient: grad → its gradient to the bias.
+        unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
+        fold: (N, L, G, O) → the product's shape.
+        positions: output positions of one image, L.
+    """
+
+    weight: Tensor
+    full_range: float
+    rho: Tensor
+    input_range: float
+    bias: Tensor | None
+    fluctuation: Fluctuation
+    mapping: Mapping
+    weights: WeightFormat
+    inputs: InputFormat
+    scheme: ReadScheme
+    noise: NoiseStream
+    index: int
+    multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    multiply_backward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor | None, Tensor]]
+    bias_gradient: Callable[[Tensor], Tensor]
+    unfold: Callable[[Tensor], Tensor]
+    fold: Callable[[Tensor], Tensor]
+    positions: int
+
+    def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
+        """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
+        stored = self.mapping.stored(self.weight, self.weights)
+        spread = amplitude(stored, self.rho, self.fluctuation)
+        states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
+        significances = spread.new_tensor(self.mapping.significances(self.weights))
+        shape = (-1, *[1] * self.weight.dim())
+        return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
+
+
+class Computation(ABC):
+    """How the simulation draws the outcome of a read."""
+
+    @abstractmethod
+    def __call__(self, array: Array, x: Tensor) -> Tensor:
+        """Outcome of reading the array with the inputs x."""
+
+
+@dataclass(frozen=True)
+class Noiseless(Computation):
+    """The quantised product without fluctuation: what an ideal cell would return."""
+
+    def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        quantised = fake_quantize(x, array.input_range, array.inputs.levels)
+        return array.multiply(quantised, array.weight * array.full_range, array.bias)
+
+
+@dataclass(frozen=True)
+class Frozen(Computation):
+    """One state of every cell, held for the whole batch or for the life of a chip; any scheme reads the same.
+
+    Attributes:
+        chip: number of the chip, whose states are the same in every batch; None draws new ones for each batch.
+    """
+
+    chip: int | None = None
+
+    def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        if self.chip is None:
+            generator = array.noise.generator(x.device)
+        else:
+            generator = torch.Generator(x.device).manual_seed(fold(self.chip, array.index))
+        quantised = fake_quantize(x, array.input_range, array.inputs.levels)
+        read = array.weight * array.full_range + array.deviation(generator)
+        return array.multiply(quantised, read, array.bias)
+
+
+@dataclass(frozen=True)
+class Moments(Computation):
+    """Each output is normal with the exact mean Σ w·x and variance Σ a²·v(x): two products whatever the scheme.
+
+    With correlation c the variance is a²·(c·x² + (1−c)·v(x)), v the scheme's. Where one image has several output
+    positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too.
+    """
+
+    def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        correlation = array.fluctuation.correlation
+        held = correlation > 0 and array.positions > 1
+        squares = read_variance(array.weight, array.rho, array.mapping, array.weights, array.fluctuation)
+        weight, squares = array.weight * array.full_range, squares * array.full_range**2
+        outcome: Tensor = _ReadMoments.apply(x, weight, squares, array.bias, array, held)
+        if not held:
+            return outcome
+        quantised = fake_quantize(x, array.input_range, array.inputs.levels)
+        deviation = array.deviation(array.noise.generator(x.device), (len(x),)) * math.sqrt(correlation)
+        each = torch.vmap(array.multiply, in_dims=(0, 0, None))
+        return outcome + each(quantised.unsqueeze(1), deviation, None).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Exact(Computation):
+    """A state for every cell, image, output position and read: the definition, and slow.
+
+    A correlated read finds the cell's state of this image with probability √c, a fresh one otherwise, so any two
+    reads of one cell within an image correlate by c.
+
+    Attributes:
+        states_at_once: how many states are held in memory.
+    """
+
+    states_at_once: int = 2**22
+
+    def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        step = array.input_range / array.inputs.levels
+        quantised = fake_quantize(x, array.input_range, array.inputs.levels)
+        patches = array.unfold(quantised / step)
+        _, positions, groups, _ = patches.shape
+        stored = array.mapping.stored(array.weight, array.weights)
+        stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
+        spread = amplitude(stored, array.rho, array.fluctuation)
+        chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
+        parts = [self._read(array, part, stored, spread) for part in patches.split(chunk)]
+        product = torch.cat(parts) * (step * array.full_range)
+        return array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
+
+    def _read(self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor) -> Tensor:
+        """Integers (n, L, G, K) on cells (C, G, O, K) → (n, L, G, O)."""
+        noise, generator = array.fluctuation, array.noise.generator(patches.device)
+        together = math.sqrt(noise.correlation)
+        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
+        shape = (*total.shape, patches.shape[-1])
+        phases = array.scheme.phases(patches, array.inputs)
+        for cell, amplitudes, weight in zip(
+            stored, spread, array.mapping.significances(array.weights), strict=True
+        ):
+            held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
+            for phase in phases:
+                states = sample_states(shape, noise, generator)
+                if held is not None:
+                    same = torch.rand(shape, generator=generator, device=patches.device) < together
+                    states = torch.where(same, held, states)
+                total = total + weight * ((cell + amplitudes * states) * phase.unsqueeze(3)).sum(-1)
+        return total
+
+
+def read_variance_of_inputs(
+    integers: Tensor, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+) -> Tensor:
+    """c·n² + (1−c)·v(n), the variance of a read in units of a² for integer inputs n; shape of integers.
+
+    Without the first term where the correlated part is held elsewhere.
+
+    >>> n = torch.tensor([3.0])
+    >>> [float(read_variance_of_inputs(n, BitSerialRead(), InputFormat(2), c, held=False)) for c in (0, 0.5, 1)]
+    [5.0, 7.0, 9.0]
+    """
+    if correlation == 0:
+        return scheme.variance(integers, inputs)
+    independent = (1 - correlation) * scheme.variance(integers, inputs)
+    return independent if held else independent + correlation * integers.square()
+
+
+def _variance_floor(array: Array) -> Tensor:
+    """10⁻⁴ of the variance of one input step on the smallest weight, per output; keeps the slope of √ finite."""
+    smallest = array.weight.new_full((), 1 / array.weights.levels)
+    step = array.input_range / array.inputs.levels * array.full_range
+    quantum = amplitude(smallest, array.rho.detach(), array.fluctuation) * step
+    return (1e-4 * quantum.square() + 1e-30).expand(len(array.weight))
+
+
+class _ReadMoments(torch.autograd.Function):
+    """Σ w·x + √(Σ s·v(x))·ε, rounding of x included, with two products forward and four backward.
+
+    Inputs: x; weight w and its variance s, both of the layer's weight shape; bias or None; the Array; whether the
+    correlated part is held elsewhere. What is kept for the backward pass is x, the two weights and one number per
+    output; rounded inputs are computed again. The slope of v is that of the parabola through 0 and full scale.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        squares: Tensor,
+        bias: Tensor | None,
+        array: Array,
+        held: bool,
+    ) -> Tensor:
+        """Draw the outcome of one read."""
+        quantised, variance = _encode(x, array, held)
+        product = array.multiply(quantised, weight, bias)
+        del quantised
+        deviation = array.multiply(variance, squares, _variance_floor(array)).sqrt_()
+        del variance
+        normal = array.noise.normal(product)
+        product.addcmul_(normal, deviation)
+        ctx.save_for_backward(x, weight, squares, normal.div_(deviation))
+        ctx.array, ctx.held = array, held
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Gradients to x, weight, squares and bias."""
+        x, weight, squares, slope = ctx.saved_tensors
+        array, wants_x = ctx.array, ctx.needs_input_grad[0]
+        quantised, variance = _encode(x, array, ctx.held)
+        grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x)
+        grad_deviation = slope.mul_(grad).mul_(0.5)
+        grad_variance, grad_squares = array.multiply_backward(grad_deviation, variance, squares, wants_x)
+        if grad_x is not None and grad_variance is not None:
+            grad_x = grad_x.addcmul_(quantised, grad_variance, value=2 * _curvature(array, ctx.held))
+            grad_x = gradient_inside(grad_x, x, array.input_range)
+        grad_bias = array.bias_gradient(grad) if ctx.needs_input_grad[3] else None
+        return grad_x, grad_weight, grad_squares, grad_bias, None, None
+
+
+def _encode(x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
+    """Rounded inputs, and the variance they carry; both of x's shape."""
+    step = array.input_range / array.inputs.levels
+    integers = round_to_integers(x, array.input_range, array.inputs.levels)
+    correlation = array.fluctuation.correlation
+    variance = read_variance_of_inputs(integers, array.scheme, array.inputs, correlation, held)
+    return integers.mul_(step), variance.mul_(step**2)
+
+
+def _curvature(array: Array, held: bool) -> float:
+    """v(n)/n² at full scale."""
+    largest = torch.tensor(float(array.inputs.levels))
+    correlation = array.fluctuation.correlation
+    full_scale = read_variance_of_inputs(largest, array.scheme, array.inputs, correlation, held)
+    return float(full_scale / largest.square())

@@ -1,0 +1,92 @@
+"""Energy of reading one layer, as functions of tensors. Three numbers, never mixed.
+
+Paper units (Wang 2021, eq. 13 and 19), joules in the cells, joules in the circuits around them.
+"""
+
+from torch import Tensor
+
+from energytl.analog.layers import AnalogLayer
+from energytl.analog.mapping import conductance, stored_magnitude
+from energytl.analog.quantize import round_to_integers
+from energytl.cost.periphery import Periphery
+
+
+def regularised_energy(layer: AnalogLayer) -> Tensor:
+    """α·ρ·Σ_t |w_t| of Wang 2021, eq. 13: α output positions, |w| in units of the full range. Scalar, differentiable.
+
+    Raises:
+        RuntimeError: if the layer has not been read yet, so that α is unknown.
+    """
+    if layer.positions == 0:
+        raise RuntimeError("the number of reads is unknown before the first forward pass")
+    magnitudes = stored_magnitude(layer.stored_weight, layer.hardware.mapping, layer.hardware.weights)
+    return layer.positions * layer.rho * magnitudes.sum()
+
+
+def driven_sum(layer: AnalogLayer, drive: Tensor, per_weight: Tensor) -> Tensor:
+    """Σ over images, output positions and cells of drive(input)·per_weight(cell), a scalar.
+
+    Args:
+        layer: gives the product's shape.
+        drive: one number for each padded input of the layer.
+        per_weight: one number for each weight, of the weight's shape.
+    """
+    groups, _, _ = layer.matrix_shape
+    columns = per_weight.unflatten(0, (groups, -1)).sum(1)  # all outputs of an input see the same drive
+    return layer.multiply(drive, columns, None).sum()
+
+
+def paper_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
+    """Σ ρ·|w|·(pulses of x) over all reads (Wang 2021, eq. 19); x as the layer takes it; paper units, scalar.
+
+    |w| is in units of the layer's full range, a pulse is the smallest input of a single read, or one bit.
+    """
+    hardware, integers = layer.hardware, _integers(layer, x)
+    magnitudes = stored_magnitude(layer.stored_weight, hardware.mapping, hardware.weights)
+    return layer.rho * driven_sum(layer, hardware.read.pulses(integers), magnitudes)
+
+
+def cell_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
+    """Σ V²·G·t over all cells and reads, J, scalar.
+
+    G holds all cells of a weight, idle ones and the offset g_min included. t is the time for which the input drives
+    its row: read_s·x/x_max in a single read, whose input is the length of its pulse, and read_s for each set bit in a
+    bit-serial one. (The paper's unit has no such lengths: it counts x pulses of a single read, one of a bit.)
+    """
+    hardware, integers = layer.hardware, _integers(layer, x)
+    siemens = conductance(layer.stored_weight, layer.rho, hardware.mapping, hardware.weights, hardware.cell)
+    on_time = hardware.read.on_time(integers, hardware.inputs)
+    read_j_per_siemens = hardware.cell.read_volt**2 * hardware.cell.read_s
+    return read_j_per_siemens * driven_sum(layer, on_time, siemens)
+
+
+def converter_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
+    """J for the conversions of so many reads: one for each column current and array of rows."""
+    return conversions(layer, reads, periphery) * periphery.converter.conversion_j()
+
+
+def shift_add_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
+    """J for adding up what is converted, one shift-and-add a conversion."""
+    return conversions(layer, reads, periphery) * periphery.shift_add_j
+
+
+def row_driver_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
+    """J for driving the rows of so many reads, once for each array of columns."""
+    groups, rows, outputs = layer.matrix_shape
+    columns = outputs * layer.hardware.mapping.cells_per_weight(layer.hardware.weights)
+    arrays = -(-columns // periphery.columns)
+    return reads * groups * rows * arrays * periphery.row_driver_j
+
+
+def conversions(layer: AnalogLayer, reads: int, periphery: Periphery) -> int:
+    """Number of conversions of so many reads of the whole layer."""
+    groups, rows, outputs = layer.matrix_shape
+    per_output = layer.hardware.mapping.conversions_per_output(layer.hardware.weights)
+    return reads * groups * outputs * per_output * -(-rows // periphery.rows)
+
+
+def _integers(layer: AnalogLayer, x: Tensor) -> Tensor:
+    padded = layer.padded(x)
+    if layer.input_range is None:
+        raise RuntimeError("the layer's inputs have no range yet: calibrate the network or run it once")
+    return round_to_integers(padded, layer.input_range, layer.hardware.inputs.levels)

@@ -1,0 +1,209 @@
+"""Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
+
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from energytl.analog.convert import analog_layers
+from energytl.analog.layers import AnalogLayer
+from energytl.cost.energy import (
+    cell_energy,
+    converter_energy,
+    paper_energy,
+    row_driver_energy,
+    shift_add_energy,
+)
+from energytl.cost.periphery import NOT_MODELLED, Periphery
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one layer for one image; None stands for "not modelled".
+
+    Attributes:
+        name: the layer's name in the network.
+        groups, rows, outputs: the layer's matrix: inputs and outputs of each group.
+        positions: output positions, the reads α of Wang 2021, eq. 13.
+        cells: memory cells.
+        reads: reads of every cell: positions × reads of the scheme.
+        latency_s: time, reads one after the other.
+        rho: energy coefficient ρ, µS.
+        energy_paper: Σ ρ·|w|·pulses.
+        energy_cell_j: joules in the cells.
+        energy_converter_j, energy_row_driver_j, energy_shift_add_j: joules around them.
+    """
+
+    name: str
+    groups: int
+    rows: int
+    outputs: int
+    positions: int
+    cells: int
+    reads: int
+    latency_s: float
+    rho: float
+    energy_paper: float | None
+    energy_cell_j: float | None
+    energy_converter_j: float | None
+    energy_row_driver_j: float | None
+    energy_shift_add_j: float | None
+
+    @property
+    def energy_total_j(self) -> float | None:
+        """Joules in cells, converters, row drivers and shift-and-add."""
+        return _sum(
+            (self.energy_cell_j, self.energy_converter_j, self.energy_row_driver_j, self.energy_shift_add_j)
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a network for one image.
+
+    Attributes:
+        layers: the analog layers' costs, in the network's order.
+        not_modelled: what the numbers do not contain.
+    """
+
+    layers: tuple[LayerCost, ...]
+    not_modelled: tuple[str, ...] = NOT_MODELLED
+
+    @property
+    def cells(self) -> int:
+        """Memory cells."""
+        return sum(layer.cells for layer in self.layers)
+
+    @property
+    def reads(self) -> int:
+        """Reads, one layer after the other."""
+        return sum(layer.reads for layer in self.layers)
+
+    @property
+    def latency_s(self) -> float:
+        """Time for one image, layers one after the other, s."""
+        return sum(layer.latency_s for layer in self.layers)
+
+    @property
+    def energy_paper(self) -> float | None:
+        """Σ ρ·|w|·pulses, paper units."""
+        return _sum(layer.energy_paper for layer in self.layers)
+
+    @property
+    def energy_cell_j(self) -> float | None:
+        """Energy in the cells, J."""
+        return _sum(layer.energy_cell_j for layer in self.layers)
+
+    @property
+    def energy_total_j(self) -> float | None:
+        """Energy with the circuits around the cells, J; None without a periphery."""
+        return _sum(layer.energy_total_j for layer in self.layers)
+
+    @property
+    def energy_j(self) -> float | None:
+        """The same as energy_total_j: all joules that are modelled."""
+        return self.energy_total_j
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """The whole network's plain numbers, by the keys of summary.json."""
+        keys = ("energy_paper", "energy_cell_j", "energy_total_j", "latency_s", "cells", "reads")
+        return {key: getattr(self, key) for key in keys}
+
+    def rows(self) -> list[dict[str, float | int | str | None]]:
+        """One dictionary of plain numbers for each layer."""
+        return [{**asdict(layer), "energy_total_j": layer.energy_total_j} for layer in self.layers]
+
+
+def estimate(
+    analog: nn.Module, example: Tensor, periphery: Periphery | None = Periphery(), *, blank: bool = False
+) -> Cost:
+    """What one image costs, with the activations that the example really causes.
+
+    Args:
+        analog: a converted network.
+        example: a batch of inputs (N, …); energies are means over its N images.
+        periphery: the circuits around the arrays; None leaves them out: no total energy, latency of reads alone.
+        blank: the example has the right shape but no meaning: energies are None.
+
+    >>> import energytl
+    >>> cost = estimate(energytl.convert(nn.Linear(4, 2)), torch.ones(1, 4))
+    >>> cost.cells, cost.reads
+    (8, 1)
+    """
+    inputs: dict[AnalogLayer, list[Tensor]] = {layer: [] for layer in analog_layers(analog).values()}
+
+    def note(layer: nn.Module, arguments: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, AnalogLayer)
+        inputs[layer].append(arguments[0])
+
+    hooks = [layer.register_forward_hook(note) for layer in inputs]
+    training = analog.training
+    analog.eval()
+    try:
+        with torch.no_grad():
+            analog(example)
+            return Cost(
+                tuple(
+                    _layer_cost(name, layer, inputs[layer], len(example), periphery, blank)
+                    for name, layer in analog_layers(analog).items()
+                )
+            )
+    finally:
+        analog.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def mean_cost(costs: list[Cost]) -> Cost:
+    """Mean of several estimates of one network, batches of equal size: energies differ, counts do not.
+
+    >>> mean_cost([Cost(()), Cost(())]).cells
+    0
+    """
+    layers = []
+    for same in zip(*(cost.layers for cost in costs), strict=True):
+        energies = {
+            field.name: _mean([getattr(layer, field.name) for layer in same])
+            for field in fields(LayerCost)
+            if field.name.startswith("energy_")
+        }
+        layers.append(LayerCost(**{**asdict(same[0]), **energies}))
+    return Cost(tuple(layers))
+
+
+def _layer_cost(
+    name: str, layer: AnalogLayer, inputs: list[Tensor], images: int, periphery: Periphery | None, blank: bool
+) -> LayerCost:
+    hardware = layer.hardware
+    groups, rows, outputs = layer.matrix_shape
+    positions = sum(layer.count_positions(layer.padded(x)) * len(x) for x in inputs) // images
+    reads = positions * hardware.read.reads(hardware.inputs)
+    read_s = hardware.cell.read_s
+    if periphery:
+        read_s += periphery.columns_per_converter * periphery.converter.conversion_s()
+    return LayerCost(
+        name=name,
+        groups=groups,
+        rows=rows,
+        outputs=outputs,
+        positions=positions,
+        cells=layer.weight.numel() * hardware.mapping.cells_per_weight(hardware.weights),
+        reads=reads,
+        latency_s=reads * read_s,
+        rho=float(layer.rho),
+        energy_paper=None if blank else sum(float(paper_energy(layer, x)) for x in inputs) / images,
+        energy_cell_j=None if blank else sum(float(cell_energy(layer, x)) for x in inputs) / images,
+        energy_converter_j=converter_energy(layer, reads, periphery) if periphery else None,
+        energy_row_driver_j=row_driver_energy(layer, reads, periphery) if periphery else None,
+        energy_shift_add_j=shift_add_energy(layer, reads, periphery) if periphery else None,
+    )
+
+
+def _sum(values) -> float | None:  # noqa: ANN001
+    values = list(values)
+    return None if any(value is None for value in values) else sum(values)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    total = _sum(values)
+    return None if total is None else total / len(values)

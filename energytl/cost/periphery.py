@@ -1,0 +1,103 @@
+"""The circuits around an array: converters, row drivers, shift-and-add. Energies per event, times per conversion."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+NOT_MODELLED = (
+    "input buffers, bus and network on chip",
+    "digital layers: normalisation, activation, pooling, softmax",
+    "wire resistance, leakage, clock",
+    "rounding by the converters (costs only; accuracy is that of ideal converters)",
+)
+"""What no number of energytl contains."""
+
+ISAAC_CONVERSION_J = {4: 0.79e-12, 5: 0.99e-12, 6: 1.20e-12, 7: 1.42e-12, 8: 1.667e-12}
+
+
+class Converter(ABC):
+    """An analog-digital converter at the foot of the columns."""
+
+    @abstractmethod
+    def conversion_j(self) -> float:
+        """Energy of one conversion, J."""
+
+    @abstractmethod
+    def conversion_s(self) -> float:
+        """Time of one conversion, s."""
+
+
+@dataclass(frozen=True)
+class IsaacConverter(Converter):
+    """The 32 nm successive-approximation converter of ISAAC (Shafiee, ISCA 2016); (bits + 1) ns (NeuroSim).
+
+    >>> IsaacConverter(8).conversion_j()
+    1.667e-12
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse widths without a published energy."""
+        if self.bits not in ISAAC_CONVERSION_J:
+            raise ValueError(f"converter.bits is {self.bits}; allowed: 4 to 8 (or use WaldenConverter)")
+
+    def conversion_j(self) -> float:  # noqa: D102
+        return ISAAC_CONVERSION_J[self.bits]
+
+    def conversion_s(self) -> float:  # noqa: D102
+        return (self.bits + 1) * 1e-9
+
+
+@dataclass(frozen=True)
+class WaldenConverter(Converter):
+    """A converter of energy figure-of-merit·2^bits; the default, 25 fJ a step, is the median of Murmann's survey.
+
+    >>> round(WaldenConverter(4).conversion_j() * 1e15)
+    400
+    """
+
+    bits: int = 8
+    step_j: float = 25e-15
+
+    def __post_init__(self) -> None:
+        """Refuse what is no converter."""
+        if not 1 <= self.bits <= 24 or self.step_j <= 0:
+            raise ValueError(
+                f"converter has bits {self.bits} and step_j {self.step_j}; allowed: 1 to 24 bits, above 0 J"
+            )
+
+    def conversion_j(self) -> float:  # noqa: D102
+        return self.step_j * 2.0**self.bits
+
+    def conversion_s(self) -> float:  # noqa: D102
+        return (self.bits + 1) * 1e-9
+
+
+@dataclass(frozen=True)
+class Periphery:
+    """Arrays and what stands around them.
+
+    Attributes:
+        rows: rows of one array; more inputs than rows are split, and each part is converted.
+        columns: columns of one array; rows are driven once for each array of columns.
+        converter: energy and time of one conversion.
+        columns_per_converter: columns that take turns at one converter (NeuroSim: 8).
+        row_driver_j: energy of driving one row for one read, J (ISAAC: 0.417 pJ).
+        shift_add_j: energy of one 16-bit shift-and-add, J (ISAAC: 0.021 pJ), one a conversion.
+    """
+
+    rows: int = 128
+    columns: int = 128
+    converter: Converter = IsaacConverter()
+    columns_per_converter: int = 8
+    row_driver_j: float = 0.417e-12
+    shift_add_j: float = 0.021e-12
+
+    def __post_init__(self) -> None:
+        """Refuse what is no array."""
+        for name in ("rows", "columns", "columns_per_converter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"periphery.{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("row_driver_j", "shift_add_j"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"periphery.{name} is {getattr(self, name)}; allowed: 0 J or more")

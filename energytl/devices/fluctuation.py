@@ -1,0 +1,114 @@
+"""Random telegraph noise: what a memory cell returns when it is read.
+
+A cell that stores the weight w with energy coefficient ρ returns r_l(w, ρ) = w + a(w, ρ)·c_l in its state l
+(Wang 2021, eq. 7-8). Weights are in units of their layer's full range, so |w| ≤ 1.
+
+Unit of ρ: the conductance, in microsiemens, of a cell that stores the full range: G = ρ·|w|·1 µS.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIEMENS_PER_RHO = 1e-6
+
+
+@dataclass(frozen=True)
+class Fluctuation:
+    """How strongly, and between which states, the conductance of a cell fluctuates.
+
+    Attributes:
+        intensity: factor k on the amplitude, ≥ 0. Weak, normal, strong = 0.5, 1, 2 (our assumption: the papers
+            give no numbers).
+        floor: relative amplitude b of a cell of high conductance (He et al., DAC 2019: 0.0015).
+        saturation: relative amplitude x_sat of a cell of low conductance, 0..1 (our assumption; Ielmini 2010
+            shows that it saturates, not where).
+        corner_siemens: conductance G0 below which the amplitude saturates. The default makes
+            x_sat·G0 = 0.1662 µS, the slope of He et al., ΔG = 0.1662 µS + 0.0015·G.
+        offsets: the states' offsets c_l; scaled to zero mean and unit variance.
+        probabilities: the states' probabilities p_l.
+        correlation: c, 0..1, between two reads of one cell within one inference. 0: every read finds a fresh
+            state (Wang 2021); 1: the state outlasts the inference.
+
+    >>> Fluctuation(offsets=(0.0, 1.0), probabilities=(0.75, 0.25)).states()
+    tensor([-0.5774,  1.7321])
+    """
+
+    intensity: float = 1.0
+    floor: float = 0.0015
+    saturation: float = 0.5
+    corner_siemens: float = 0.1662e-6 / 0.5
+    offsets: tuple[float, ...] = (-1.0, 1.0)
+    probabilities: tuple[float, ...] = (0.5, 0.5)
+    correlation: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a fluctuation."""
+        if self.intensity < 0:
+            raise ValueError(f"fluctuation.intensity is {self.intensity}; allowed: 0 or more")
+        if self.floor < 0:
+            raise ValueError(f"fluctuation.floor is {self.floor}; allowed: 0 or more")
+        if not 0 <= self.saturation <= 1:
+            raise ValueError(f"fluctuation.saturation is {self.saturation}; allowed: 0 to 1")
+        if self.corner_siemens <= 0:
+            raise ValueError(f"fluctuation.corner_siemens is {self.corner_siemens}; allowed: above 0 S")
+        if not 0 <= self.correlation <= 1:
+            raise ValueError(f"fluctuation.correlation is {self.correlation}; allowed: 0 to 1")
+        if len(self.offsets) != len(self.probabilities) or len(set(self.offsets)) < 2:
+            raise ValueError(
+                f"fluctuation.offsets {list(self.offsets)} and .probabilities {list(self.probabilities)}: "
+                "give two or more different offsets and as many probabilities"
+            )
+        if min(self.probabilities) <= 0 or not math.isclose(sum(self.probabilities), 1.0, rel_tol=1e-6):
+            raise ValueError(
+                f"fluctuation.probabilities are {list(self.probabilities)}; allowed: above 0, summing to 1"
+            )
+
+    def states(self) -> Tensor:
+        """Offsets c_l with Σ p·c = 0 and Σ p·c² = 1, shape (m,)."""
+        offsets = torch.tensor(self.offsets, dtype=torch.float64)
+        probabilities = torch.tensor(self.probabilities, dtype=torch.float64)
+        centred = offsets - (probabilities * offsets).sum()
+        return (centred / (probabilities * centred.square()).sum().sqrt()).float()
+
+    def largest_relative_amplitude(self) -> float:
+        """a/|w| at which the lowest state reads zero: beyond it a read would change its sign."""
+        return 1.0 / -float(self.states().min())
+
+
+def relative_amplitude(conductance_siemens: Tensor, fluctuation: Fluctuation) -> Tensor:
+    """a/|w| = k·(b + x_sat / (1 + G/G0)), at most 1/|min c_l|; any shape (Ielmini 2010; He et al. 2019).
+
+    >>> relative_amplitude(torch.tensor([0.0, 1.0]), Fluctuation())  # 0 S: saturated; 1 S: the floor
+    tensor([0.5015, 0.0015])
+    """
+    falling = fluctuation.saturation / (1 + conductance_siemens / fluctuation.corner_siemens)
+    relative = fluctuation.intensity * (fluctuation.floor + falling)
+    return relative.clamp(max=fluctuation.largest_relative_amplitude())
+
+
+def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
+    """a(w, ρ), the standard deviation of one read of a cell, in units of the layer's full range; shape of weight.
+
+    >>> amplitude(torch.tensor([0.0, -0.5, 1.0]), torch.tensor(1.0), Fluctuation())
+    tensor([0.0000, 0.1005, 0.1261])
+    """
+    magnitude = weight.abs()
+    return magnitude * relative_amplitude(magnitude * (rho * SIEMENS_PER_RHO), fluctuation)
+
+
+def sample_states(
+    shape: tuple[int, ...] | torch.Size, fluctuation: Fluctuation, generator: torch.Generator
+) -> Tensor:
+    """Independent states of cells, as their offsets c_l; float32 on the generator's device.
+
+    >>> sample_states((4,), Fluctuation(), torch.Generator().manual_seed(1)).abs()
+    tensor([1., 1., 1., 1.])
+    """
+    device = generator.device
+    states = fluctuation.states().to(device)
+    edges = torch.tensor(fluctuation.probabilities, device=device).cumsum(0)[:-1]
+    uniform = torch.rand(shape, generator=generator, device=device)
+    return states[torch.bucketize(uniform, edges, right=True)]
