@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.noise import NoiseStream
@@ -117,9 +117,7 @@ class AnalogLayer(nn.Module, ABC):
         """The layer's product of padded inputs."""
 
     @abstractmethod
-    def multiply_backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
-    ) -> tuple[Tensor | None, Tensor]:
+    def multiply_backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool) -> tuple[Tensor | None, Tensor]:
         """Gradients of `multiply` to x (None if not wanted) and to the weight."""
 
     @abstractmethod
@@ -162,7 +160,10 @@ class AnalogLayer(nn.Module, ABC):
         *args: Any,  # noqa: ANN401
     ) -> None:
         if "log_rho" in local_metadata:
-            self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
+            self.weight_range, self.input_range = (
+                local_metadata["weight_range"],
+                local_metadata["input_range"],
+            )
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
         complete = {**state_dict, prefix + "log_rho": rho}
         super()._load_from_state_dict(complete, prefix, local_metadata, *args)

@@ -102,7 +102,7 @@ class BitCells(Mapping):
     own read is not modelled). A cell that is on stores the full range.
 
     >>> BitCells().stored(torch.tensor([-5 / 7]), WeightFormat(4)).flatten()  # 101, lowest bit first
-    tensor([-1., -0., -1.])
+    tensor([-1.,  0., -1.])
     """
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102
@@ -125,7 +125,7 @@ def read_variance(u: Tensor, rho: Tensor, mapping: Mapping, weights: WeightForma
     """Variance Σ_c s_c²·a(m_c, ρ)² of one read of each weight, in units of range²; shape of u.
 
     >>> read_variance(torch.tensor([1.0]), torch.tensor(1.0), OneCell(), WeightFormat(), Fluctuation()).sqrt()
-    tensor([0.1261])
+    tensor([0.1262])
     """
     squares = amplitude(mapping.stored(u, weights), rho, noise).square()
     significances = mapping.significances(weights)

@@ -82,7 +82,8 @@ def bit_power(integers: Tensor, bits: int) -> Tensor:
 def best_range(x: Tensor, levels: int) -> float:
     """The range in which rounding x to integer levels errs least (mean square), above 0.
 
-    Fifty fractions of max|x| are tried on at most 4,096 of its values, spread evenly. Where all of x is zero the range is 1.
+    Fifty fractions of max|x| are tried on at most 4,096 of its values, spread evenly. Where all of x is zero
+    the range is 1.
 
     >>> best_range(torch.tensor([-1.0, 0.0, 1.0]), 1)
     1.0

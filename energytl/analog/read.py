@@ -303,9 +303,7 @@ class Exact(Computation):
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
         shape = (*total.shape, patches.shape[-1])
         phases = array.scheme.phases(patches, array.inputs)
-        for cell, amplitudes, weight in zip(
-            stored, spread, array.mapping.significances(array.weights), strict=True
-        ):
+        for cell, amplitudes, weight in zip(stored, spread, array.mapping.significances(array.weights), strict=True):
             held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
             for phase in phases:
                 states = sample_states(shape, noise, generator)

@@ -52,9 +52,7 @@ class LayerCost:
     @property
     def energy_total_j(self) -> float | None:
         """Joules in cells, converters, row drivers and shift-and-add."""
-        return _sum(
-            (self.energy_cell_j, self.energy_converter_j, self.energy_row_driver_j, self.energy_shift_add_j)
-        )
+        return _sum((self.energy_cell_j, self.energy_converter_j, self.energy_row_driver_j, self.energy_shift_add_j))
 
 
 @dataclass(frozen=True)

@@ -93,15 +93,13 @@ def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
     """a(w, ρ), the standard deviation of one read of a cell, in units of the layer's full range; shape of weight.
 
     >>> amplitude(torch.tensor([0.0, -0.5, 1.0]), torch.tensor(1.0), Fluctuation())
-    tensor([0.0000, 0.1005, 0.1261])
+    tensor([0.0000, 0.1006, 0.1262])
     """
     magnitude = weight.abs()
     return magnitude * relative_amplitude(magnitude * (rho * SIEMENS_PER_RHO), fluctuation)
 
 
-def sample_states(
-    shape: tuple[int, ...] | torch.Size, fluctuation: Fluctuation, generator: torch.Generator
-) -> Tensor:
+def sample_states(shape: tuple[int, ...] | torch.Size, fluctuation: Fluctuation, generator: torch.Generator) -> Tensor:
     """Independent states of cells, as their offsets c_l; float32 on the generator's device.
 
     >>> sample_states((4,), Fluctuation(), torch.Generator().manual_seed(1)).abs()
