@@ -203,7 +203,7 @@ class AnalogLinear(AnalogLayer):
     def extra_repr(self) -> str:
         """Sizes as torch.nn.Linear prints them, and ρ."""
         outputs, inputs = self.weight.shape
-        return f"{inputs}, {outputs}, bias={self.bias is not None}, rho={float(self.rho):.3g}"
+        return f"{inputs}, {outputs}, bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
 
 
 class AnalogConv2d(AnalogLayer):
@@ -298,5 +298,5 @@ class AnalogConv2d(AnalogLayer):
         return (
             f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}, "
             f"padding={self.inner_padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"bias={self.bias is not None}, rho={float(self.rho):.3g}"
+            f"bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
         )

@@ -125,7 +125,7 @@ def read_variance(u: Tensor, rho: Tensor, mapping: Mapping, weights: WeightForma
     """Variance Σ_c s_c²·a(m_c, ρ)² of one read of each weight, in units of range²; shape of u.
 
     >>> read_variance(torch.tensor([1.0]), torch.tensor(1.0), OneCell(), WeightFormat(), Fluctuation()).sqrt()
-    tensor([0.1262])
+    tensor([0.1440])
     """
     squares = amplitude(mapping.stored(u, weights), rho, noise).square()
     significances = mapping.significances(weights)

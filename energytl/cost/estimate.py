@@ -1,5 +1,7 @@
 """Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -80,7 +82,7 @@ class Cost:
     @property
     def latency_s(self) -> float:
         """Time for one image, layers one after the other, s."""
-        return sum(layer.latency_s for layer in self.layers)
+        return math.fsum(layer.latency_s for layer in self.layers)
 
     @property
     def energy_paper(self) -> float | None:
@@ -188,7 +190,7 @@ def _layer_cost(
         cells=layer.weight.numel() * hardware.mapping.cells_per_weight(hardware.weights),
         reads=reads,
         latency_s=reads * read_s,
-        rho=float(layer.rho),
+        rho=float(layer.rho.detach()),
         energy_paper=None if blank else sum(float(paper_energy(layer, x)) for x in inputs) / images,
         energy_cell_j=None if blank else sum(float(cell_energy(layer, x)) for x in inputs) / images,
         energy_converter_j=converter_energy(layer, reads, periphery) if periphery else None,
@@ -197,9 +199,14 @@ def _layer_cost(
     )
 
 
-def _sum(values) -> float | None:  # noqa: ANN001
-    values = list(values)
-    return None if any(value is None for value in values) else sum(values)
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum, or None if any part is not modelled."""
+    known = []
+    for part in values:
+        if part is None:
+            return None
+        known.append(part)
+    return math.fsum(known)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -23,8 +23,8 @@ class Fluctuation:
         intensity: factor k on the amplitude, ≥ 0. Weak, normal, strong = 0.5, 1, 2 (our assumption: the papers
             give no numbers).
         floor: relative amplitude b of a cell of high conductance (He et al., DAC 2019: 0.0015).
-        saturation: relative amplitude x_sat of a cell of low conductance, 0..1 (our assumption; Ielmini 2010
-            shows that it saturates, not where).
+        saturation: relative amplitude x_sat of a cell of low conductance, 0..1. Ielmini 2010 shows that it
+            saturates; where is our assumption, and 1 the one that leaves no weight readable for nothing.
         corner_siemens: conductance G0 below which the amplitude saturates. The default makes
             x_sat·G0 = 0.1662 µS, the slope of He et al., ΔG = 0.1662 µS + 0.0015·G.
         offsets: the states' offsets c_l; scaled to zero mean and unit variance.
@@ -38,8 +38,8 @@ class Fluctuation:
 
     intensity: float = 1.0
     floor: float = 0.0015
-    saturation: float = 0.5
-    corner_siemens: float = 0.1662e-6 / 0.5
+    saturation: float = 1.0
+    corner_siemens: float = 0.1662e-6
     offsets: tuple[float, ...] = (-1.0, 1.0)
     probabilities: tuple[float, ...] = (0.5, 0.5)
     correlation: float = 0.0
@@ -82,7 +82,7 @@ def relative_amplitude(conductance_siemens: Tensor, fluctuation: Fluctuation) ->
     """a/|w| = k·(b + x_sat / (1 + G/G0)), at most 1/|min c_l|; any shape (Ielmini 2010; He et al. 2019).
 
     >>> relative_amplitude(torch.tensor([0.0, 1.0]), Fluctuation())  # 0 S: saturated; 1 S: the floor
-    tensor([0.5015, 0.0015])
+    tensor([1.0000, 0.0015])
     """
     falling = fluctuation.saturation / (1 + conductance_siemens / fluctuation.corner_siemens)
     relative = fluctuation.intensity * (fluctuation.floor + falling)
@@ -93,7 +93,7 @@ def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
     """a(w, ρ), the standard deviation of one read of a cell, in units of the layer's full range; shape of weight.
 
     >>> amplitude(torch.tensor([0.0, -0.5, 1.0]), torch.tensor(1.0), Fluctuation())
-    tensor([0.0000, 0.1006, 0.1262])
+    tensor([0.0000, 0.1255, 0.1440])
     """
     magnitude = weight.abs()
     return magnitude * relative_amplitude(magnitude * (rho * SIEMENS_PER_RHO), fluctuation)

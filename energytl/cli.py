@@ -1,0 +1,172 @@
+"""The command line: parsing, and one clear line for what goes wrong."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import seed_everything
+
+from energytl.analog.convert import analog_layers, left_digital
+from energytl.callbacks import DivergedError
+from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
+from energytl.report import aligned, quantity, report
+from energytl.run import load_weights, prepare_analog, price, run_case
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    _quiet_libraries()
+    parser = _parser()
+    given, overrides = parser.parse_known_args(arguments)
+    try:
+        if given.command == "report":
+            if overrides:
+                parser.error(f"unknown: {' '.join(overrides)}")
+            print(report(given.folder))
+            print(f"\n{given.folder / 'report.html'}")
+            return 0
+        if {"-h", "--help"} & set(overrides) or given.recipe is None:
+            _parser(given.command).print_help()
+            print("\nkeys of a recipe, each of which can be overridden as --key.sub=value:\n")
+            recipe_parser(f"energytl {given.command} RECIPE").print_help()
+            return 0 if given.recipe or overrides else USAGE_ERROR
+        cases = read(given.recipe, [word for word in overrides if word != "--print_config"])
+        if "--print_config" in overrides:
+            print("\n".join(f"# case {case.name}\n{case.as_yaml()}" for case in cases))
+            return 0
+        chosen = _chosen(cases, given.cases)
+        commands = {"run": _run, "check": _check, "cost": _cost}
+        return commands[given.command](given, cases, chosen)
+    except KeyboardInterrupt:
+        again = f"; go on with: energytl run {given.recipe} --resume" if given.command == "run" else ""
+        print(f"\nenergytl: interrupted{again}", file=sys.stderr)
+        return INTERRUPTED
+    except (RecipeError, DivergedError, ValueError, OSError) as error:
+        print(f"energytl: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser(command: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="energytl",
+        description="How little energy keeps a network's accuracy on analog in-memory hardware?",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = {
+        "run": "train, evaluate and compare the cases of a recipe",
+        "check": "say what would run: data, layers, cells, reads",
+        "cost": "cells, reads, latency and energy, without training",
+    }
+    recipe_commands = {}
+    for name, text in texts.items():
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, add_help=False)
+        sub.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file")
+        sub.add_argument("--cases", metavar="A,B", help="only these cases")
+        recipe_commands[name] = sub
+    run, cost = recipe_commands["run"], recipe_commands["cost"]
+    run.add_argument("--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go (default: logs)")
+    run.add_argument("--resume", action="store_true", help="go on where the same recipe stopped")
+    cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
+    finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
+    finished.add_argument("folder", type=Path, metavar="logs/RECIPE", help="a folder of runs")
+    return recipe_commands[command] if command else parser
+
+
+def _chosen(cases: list[Case], names: str | None) -> list[Case]:
+    if names is None:
+        return cases
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in {case.name for case in cases}]
+    if unknown:
+        raise RecipeError(f"--cases: no case {unknown[0]!r}; there are: {', '.join(case.name for case in cases)}")
+    return [case for case in cases if case.name in wanted]
+
+
+def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
+    folder = given.out / given.recipe.stem
+    for case in chosen:
+        print(f"{case.name} ({cases.index(case) + 1} of {len(cases)})", file=sys.stderr)
+        run_case(case, cases.index(case), folder, given.resume)
+    print(report(folder))
+    print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
+    return 0
+
+
+def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
+    complete = True
+    for case in chosen:
+        recipe = _built(case)
+        missing = recipe.data.present()
+        analog = prepare_analog(recipe, load_weights(recipe.network, recipe.weights))
+        left = left_digital(analog)
+        cost = price(analog, recipe.data, 1, recipe)
+        unread = [layer.name for layer in cost.layers if layer.positions == 0]
+        print(f"{case.name}:")
+        sizes = [len(getattr(recipe.data, f"{part}_set") or ()) for part in ("train", "test")]
+        found = f"{type(recipe.data).__name__}, {sizes[0]} images to train, {sizes[1]} to test"
+        print(f"  data: {missing or found}")
+        print(f"  layers: {len(analog_layers(analog))} analog; left digital: {', '.join(left) or 'none'}")
+        if unread:
+            print(f"  never read: {', '.join(unread)}")
+        stages = [
+            f"{name} {fit.epochs} epochs"
+            for name, fit in (("pre-train", recipe.pretrain), ("train", recipe.train))
+            if fit
+        ]
+        print(f"  training: {', '.join(stages) or 'none'}")
+        print(f"  cells: {cost.cells:,}; reads: {cost.reads:,}; latency: {quantity(cost.latency_s, 's')}")
+        complete = complete and missing is None
+    return 0 if complete else USAGE_ERROR
+
+
+def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
+    numbers = {}
+    for case in chosen:
+        recipe = _built(case)
+        missing = recipe.data.present()
+        analog = prepare_analog(recipe, load_weights(recipe.network, recipe.weights))
+        cost = price(analog, recipe.data, 1, recipe)
+        numbers[case.name] = {**cost.numbers(), "layers": cost.rows()}
+        if given.json:
+            continue
+        print(f"{case.name}: {'energies not modelled: ' + missing if missing else 'of the weights before training'}")
+        columns = ("layer", "cells", "reads", "latency", "ρ (µS)", "energy (paper)", "cells' energy", "total energy")
+        rows = [columns]
+        for layer in (*cost.layers, cost):
+            name = getattr(layer, "name", "all layers")
+            rho = f"{layer.rho:.3g}" if hasattr(layer, "rho") else ""
+            paper = "not modelled" if layer.energy_paper is None else f"{layer.energy_paper:.3g}"
+            counts = f"{layer.cells:,}", f"{layer.reads:,}", quantity(layer.latency_s, "s")
+            joules = quantity(layer.energy_cell_j, "J"), quantity(layer.energy_total_j, "J")
+            rows.append((name, *counts, rho, paper, *joules))
+        print(aligned(rows))
+        print("not modelled: " + "; ".join(cost.not_modelled) + "\n")
+    if given.json:
+        print(json.dumps(numbers, indent=2, allow_nan=False))
+    return 0
+
+
+def _built(case: Case) -> Recipe:
+    seed_everything(case.settings.seed, verbose=False)
+    return case.build()
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say about themselves from what a user wants to read."""
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

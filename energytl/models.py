@@ -1,0 +1,147 @@
+"""Networks: torchvision's by name, the small-image ones of the papers, and two that train in seconds.
+
+Each is a function that returns a module, so a recipe names it by its class path, as it would a user's own.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def mlp(features: int = 784, hidden: tuple[int, ...] = (256, 128), classes: int = 10) -> nn.Module:
+    """A fully connected network with ReLU; images are flattened."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(features, width), nn.ReLU()]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+def lenet(channels: int = 1, classes: int = 10) -> nn.Module:
+    """LeNet-5's sizes with ReLU and max pooling, for 28×28 images."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+def torchvision_model(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:
+    """A classifier of torchvision.
+
+    Args:
+        name: torchvision's name, as resnet18.
+        weights: None for random ones, DEFAULT or the name of a published set, which is downloaded.
+        classes: number of classes, if not those of ImageNet.
+
+    Raises:
+        ValueError: for a name or a set of weights that torchvision does not have.
+    """
+    if classes is not None and weights is not None:
+        raise ValueError("network.classes cannot change the classes of downloaded weights; leave one of them out")
+    options = {} if classes is None else {"num_classes": classes}
+    try:
+        network: nn.Module = torchvision.models.get_model(name, weights=weights, **options)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"network.name {name} with weights {weights}: torchvision says {error}") from error
+    return network
+
+
+class _CifarResNet(nn.Module):
+    """The CIFAR ResNet of He et al. 2016: 16-32-64 channels, shortcuts without parameters (option A)."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*[_CifarBlock(16, 16) for _ in range(blocks)])
+        self.layer2 = nn.Sequential(_CifarBlock(16, 32), *[_CifarBlock(32, 32) for _ in range(blocks - 1)])
+        self.layer3 = nn.Sequential(_CifarBlock(32, 64), *[_CifarBlock(64, 64) for _ in range(blocks - 1)])
+        self.linear = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, 32, 32) → logits."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+class _CifarBlock(nn.Module):
+    """Two 3×3 convolutions; where the width doubles, the first has stride 2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=outputs // inputs, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.widening = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual branch plus shortcut."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.widening:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.widening // 2, self.widening // 2))
+        return F.relu(x + y)
+
+
+def resnet20(classes: int = 10) -> nn.Module:
+    """The CIFAR ResNet with 3 blocks a stage; takes the state dicts of akamaster/pytorch_resnet_cifar10."""
+    return _CifarResNet(3, classes)
+
+
+def resnet32(classes: int = 10) -> nn.Module:
+    """The CIFAR ResNet with 5 blocks a stage."""
+    return _CifarResNet(5, classes)
+
+
+def resnet44(classes: int = 10) -> nn.Module:
+    """The CIFAR ResNet with 7 blocks a stage."""
+    return _CifarResNet(7, classes)
+
+
+def resnet56(classes: int = 10) -> nn.Module:
+    """The CIFAR ResNet with 9 blocks a stage."""
+    return _CifarResNet(9, classes)
+
+
+def vgg16_cifar(classes: int = 10) -> nn.Module:
+    """VGG-16 for 32×32 images with batch norm and one fully connected layer, as Wang 2021 counts it."""
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=True)
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(512, classes))
+
+
+def resnet18_cifar(classes: int = 10) -> nn.Module:
+    """Torchvision's ResNet-18 with a stem for 32×32 images: 3×3, stride 1, no pooling."""
+    network = torchvision.models.resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def mobilenet_cifar(classes: int = 10) -> nn.Module:
+    """MobileNet v1 for 32×32 images, as Wang 2021 counts it: stem of stride 1, 13 separable convolutions."""
+    widths = (64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
+    strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+    block: Callable[..., nn.Module] = partial(torchvision.ops.Conv2dNormActivation, activation_layer=nn.ReLU)
+    layers, inputs = [block(3, 32, 3)], 32
+    for outputs, stride in zip(widths, strides, strict=True):
+        layers += [block(inputs, inputs, 3, stride, groups=inputs), block(inputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, classes))

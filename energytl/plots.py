@@ -1,0 +1,168 @@
+"""Figures from results: plain numbers in, matplotlib figures out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from energytl.results import Result
+
+COMPONENTS = {
+    "energy_cell_j": "cells",
+    "energy_converter_j": "converters",
+    "energy_row_driver_j": "row drivers",
+    "energy_shift_add_j": "shift-and-add",
+}
+
+CURVES = {
+    "val/accuracy": "accuracy on test images",
+    "train/task_loss": "task loss in training",
+    "train/energy": "Σ α·ρ·|w|",
+    "rho": "mean ρ (µS)",
+}
+
+
+def figures(results: dict[str, Result]) -> dict[str, Figure]:
+    """The figures of a recipe, by name; those without numbers to show are left out."""
+    makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
+        "accuracy_energy": accuracy_energy,
+        "energy_by_layer": energy_by_layer,
+        "rho_by_layer": rho_by_layer,
+        "training": training,
+    }
+    made = {name: make(results) for name, make in makers.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def case_figures(result: Result) -> dict[str, Figure]:
+    """The figures of one case, for TensorBoard; its curves are there as scalars."""
+    one = {result["case"]: result}
+    made = {"energy_by_layer": energy_by_layer(one), "rho_by_layer": rho_by_layer(one)}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def accuracy_energy(results: dict[str, Result]) -> Figure | None:
+    """Accuracy (median, quartiles) against energy, in the paper's units and in joules."""
+    shown = {
+        case: result
+        for case, result in results.items()
+        if result["accuracy_median"] is not None and result["energy_paper"] is not None
+    }
+    if not shown:
+        return None
+    energies = {"energy_paper": "energy per image (Σ ρ·|w|·pulses, paper units)", "energy_total_j": "total energy (J)"}
+    energies = {
+        key: label for key, label in energies.items() if all(result[key] is not None for result in shown.values())
+    }
+    figure, row = _panels(len(energies), height=4.2)
+    for axes, (key, label) in zip(row, energies.items(), strict=True):
+        for case, result in shown.items():
+            low, median, high = (100 * result[f"accuracy_{part}"] for part in ("q25", "median", "q75"))
+            axes.errorbar(
+                result[key], median, [[median - low], [high - median]], marker="o", capsize=4, linestyle="", label=case
+            )
+        digital = {100 * result["accuracy_digital"] for result in shown.values()}
+        for value in digital:
+            axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
+        axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
+        if key.endswith("_j"):
+            axes.xaxis.set_major_formatter(EngFormatter("J"))
+            axes.set_xlabel("total energy per image")
+        axes.margins(x=0.15, y=0.2)
+        axes.grid(alpha=0.3)
+    row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
+    row[0].legend()
+    return figure
+
+
+def energy_by_layer(results: dict[str, Result]) -> Figure | None:
+    """Joules of each layer by component, a panel a case; without joules, the paper's units."""
+    shown = {case: result for case, result in results.items() if result["energy_paper"] is not None}
+    if not shown:
+        return None
+    figure, row = _panels(len(shown), columns=2, height=3.4)
+    for axes, (case, result) in zip(row, shown.items(), strict=False):
+        layers = result["layers"]
+        places = range(len(layers))
+        if all(layer["energy_total_j"] is not None for layer in layers):
+            bottom = [0.0] * len(layers)
+            for key, label in COMPONENTS.items():
+                heights = [layer[key] for layer in layers]
+                axes.bar(places, heights, bottom=bottom, label=label)
+                bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+            axes.yaxis.set_major_formatter(EngFormatter("J"))
+            axes.set_ylabel("energy per image")
+        else:
+            axes.bar(places, [layer["energy_paper"] for layer in layers], label="cells, paper units")
+            axes.set_ylabel("energy (paper units)")
+        axes.set_title(case)
+        _name_layers(axes, layers)
+    row[0].legend()
+    return figure
+
+
+def rho_by_layer(results: dict[str, Result]) -> Figure | None:
+    """ρ of each layer: one line a case where the layers are the same, else a panel a case."""
+    together: dict[tuple[str, ...], dict[str, Result]] = {}
+    for case, result in results.items():
+        names = tuple(layer["name"] for layer in result["layers"])
+        together.setdefault(names, {})[case] = result
+    if not together:
+        return None
+    figure, row = _panels(len(together), columns=2, height=3.4)
+    for axes, cases in zip(row, together.values(), strict=False):
+        layers: list[dict[str, Any]] = []
+        for case, result in cases.items():
+            layers = result["layers"]
+            axes.plot(range(len(layers)), [layer["rho"] for layer in layers], marker="o", label=case)
+        axes.set(yscale="log", ylabel="ρ (µS of a full-range weight)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        _name_layers(axes, layers)
+    return figure
+
+
+def training(results: dict[str, Result]) -> Figure | None:
+    """The curves of the analog training."""
+    curves = {
+        key: label for key, label in CURVES.items() if any(key in row for r in results.values() for row in r["history"])
+    }
+    if not curves:
+        return None
+    figure, row = _panels(len(curves), columns=2, height=3.2)
+    for axes, (key, label) in zip(row, curves.items(), strict=False):
+        for case, result in results.items():
+            points = [(point["epoch"], point[key]) for point in result["history"] if key in point]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=case)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        if key in ("train/energy", "rho"):
+            axes.set_yscale("log")
+    return figure
+
+
+def _panels(count: int, columns: int | None = None, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns or count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(5.6 * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.set_visible(False)
+    return figure, panels[:count]
+
+
+def _name_layers(axes: Axes, layers: list[dict[str, Any]]) -> None:
+    few = len(layers) <= 30
+    axes.set_xticks(range(len(layers)) if few else range(0, len(layers), 10))
+    names = [layer["name"] or "network" for layer in layers]
+    axes.set_xticklabels(names if few else names[::10], rotation=60, ha="right", fontsize="small")
+
+
+matplotlib.use("agg")  # figures are written, never shown

@@ -1,0 +1,220 @@
+"""What a recipe holds, and how a YAML file with its cases and overrides becomes recipes."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from energytl.analog.hardware import Hardware
+from energytl.analog.read import Computation, Moments
+from energytl.cost.periphery import Periphery
+from energytl.data import ImageData
+from energytl.evaluation import Evaluation
+from energytl.objectives import Objective
+
+OWN_TRAINER_SETTINGS = {
+    "callbacks",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "logger",
+    "max_epochs",
+}
+"""What energytl sets of Lightning's Trainer; everything else can be set in a recipe."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message is one line for its author."""
+
+
+def adam(parameters: Iterable[Any]) -> Optimizer:
+    """Adam with a learning rate of 10⁻³."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run.
+
+    Attributes:
+        epochs: passes over the training set.
+        optimizer: any of torch's, or your own, by class path.
+        scheduler: any of torch's, stepped after each epoch.
+    """
+
+    epochs: int = 5
+    optimizer: Callable[[Iterable[Any]], Optimizer] = adam
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to train for less than an epoch."""
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; allowed: 1 or more (or no training: null)")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From a digital network to accuracy and energy on analog hardware.
+
+    Attributes:
+        network: the digital network: a class, or a function that returns one, by its path.
+        data: the images, as an energytl.data.ImageData.
+        weights: file with the digital network's state dict, loaded before anything else.
+        pretrain: digital training; its result is kept and used by all cases that ask for the same.
+        hardware: what the network runs on.
+        training_computation: how training sees the reads. Moments: with their fluctuation (technique A);
+            Noiseless: quantised only.
+        objective: the price of energy in training (technique B).
+        train: training of the analog network, from the digital one's weights.
+        evaluation: how accuracy is measured; null: not at all.
+        periphery: the circuits around the arrays; null: not modelled.
+        strict: refuse networks of which some weights would stay digital.
+        calibration_batches: training batches that set the input ranges.
+        seed: of weights, order of images and noise.
+    """
+
+    network: nn.Module
+    data: ImageData
+    weights: str | None = None
+    pretrain: Fit | None = None
+    hardware: Hardware = Hardware()
+    training_computation: Computation = Moments()
+    objective: Objective = Objective()
+    train: Fit | None = None
+    evaluation: Evaluation | None = field(default_factory=Evaluation)
+    periphery: Periphery | None = field(default_factory=Periphery)
+    strict: bool = True
+    calibration_batches: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an uncalibrated network."""
+        if self.calibration_batches < 1:
+            raise ValueError(f"calibration_batches is {self.calibration_batches}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant of a recipe, read but not yet built.
+
+    Attributes:
+        name: of the case.
+        settings: what the parser made of the file, the case and the overrides.
+    """
+
+    name: str
+    settings: Namespace
+
+    def build(self) -> Recipe:
+        """The recipe with its network and data made. Random weights come from torch's global seed."""
+        try:
+            built = recipe_parser().instantiate_classes(self.settings)
+            return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
+        except (ValueError, TypeError, ArgumentError) as error:
+            raise RecipeError(f"case {self.name}: {_one_line(error)}") from error
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """What the recipe sets of Lightning's Trainer, classes not yet made."""
+        built = recipe_parser().instantiate_classes(self.settings)
+        return dict(vars(built.trainer))
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain values, defaults filled in."""
+        plain: dict[str, Any] = yaml.safe_load(self.as_yaml())
+        return plain
+
+    def as_yaml(self) -> str:
+        """The resolved recipe, ready to be run itself."""
+        text: str = recipe_parser().dump(self.settings, skip_none=False)
+        return text
+
+
+def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
+    """The parser of everything that a recipe may hold."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
+    parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
+    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=set(OWN_TRAINER_SETTINGS))
+    return parser
+
+
+def read(path: Path, overrides: list[str]) -> list[Case]:
+    """The cases of a recipe file, in their order; a file without `cases` has one, named after the file.
+
+    Args:
+        path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted.
+        overrides: as on the command line, --key.sub=value; they win over the file and its cases.
+
+    Raises:
+        RecipeError: for what cannot be read, in one line.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"recipe {path} not found") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} is not a mapping of settings")
+    variants = content.pop("cases", None) or {path.stem: {}}
+    if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
+        raise RecipeError(f"{path}: cases must map names to settings")
+    cases = []
+    for name, changes in variants.items():
+        if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
+            raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
+        merged = merge(nested(content), nested(changes or {}))
+        try:
+            settings = recipe_parser().parse_args(["--config", yaml.safe_dump(merged), *overrides])
+        except (ArgumentError, ValueError, TypeError) as error:
+            where = str(path) if name == path.stem else f"{path}, case {name}"
+            raise RecipeError(f"{where}: {_one_line(error)}") from error
+        settings.pop("config", None)
+        cases.append(Case(str(name), settings))
+    return cases
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys unfolded into nested ones.
+
+    >>> nested({"hardware.rho": 2, "hardware": {"read": "SingleRead"}})
+    {'hardware': {'rho': 2, 'read': 'SingleRead'}}
+    """
+    unfolded: dict[str, Any] = {}
+    for key, value in settings.items():
+        value = nested(value) if isinstance(value, dict) else value
+        *parents, last = str(key).split(".")
+        for parent in reversed([*parents, last]):
+            value = {parent: value}
+        unfolded = merge(unfolded, value)
+    return unfolded
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Base with changes, nested mappings merged; where the class path changes, nothing of the old class stays.
+
+    >>> merge({"a": {"class_path": "X", "init_args": {"n": 1}}}, {"a": {"class_path": "Y"}})
+    {'a': {'class_path': 'Y'}}
+    """
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        if both and value.get("class_path", old.get("class_path")) == old.get("class_path"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,92 @@
+"""Results as plain numbers: where runs lie, JSON in and out, the summary of all cases.
+
+logs/<recipe>/<case>/version_<n>/ holds recipe.yaml, result.json, TensorBoard events and checkpoints/;
+logs/<recipe>/summary.json maps each case to the numbers of its latest finished version.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+SUMMARY_KEYS = (
+    "accuracy_median",
+    "accuracy_q25",
+    "accuracy_q75",
+    "accuracy_digital",
+    "accuracy_quantised",
+    "energy_paper",
+    "energy_cell_j",
+    "energy_total_j",
+    "latency_s",
+    "cells",
+    "reads",
+)
+"""Keys of a case in summary.json. Accuracies are fractions, energies are per image, null is "not modelled"."""
+
+Result = dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
+    """Write all of a file or nothing: a full disk leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: in one line, for a file that is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it or run its case again") from error
+
+
+def versions(case_folder: Path) -> list[Path]:
+    """The version folders of a case, oldest first."""
+    found = [path for path in case_folder.glob("version_*") if path.name[8:].isdecimal()]
+    return sorted(found, key=version_number)
+
+
+def version_number(folder: Path) -> int:
+    """The n of version_n."""
+    return int(folder.name.removeprefix("version_"))
+
+
+def new_version(case_folder: Path) -> Path:
+    """A version folder that does not exist yet, made."""
+    taken = versions(case_folder)
+    folder = case_folder / f"version_{version_number(taken[-1]) + 1 if taken else 0}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def finished(version: Path) -> bool:
+    """Whether a version has its result."""
+    return (version / "result.json").is_file()
+
+
+def latest_results(recipe_folder: Path) -> dict[str, Result]:
+    """The result of the latest finished version of each case, in the order in which the recipe names them."""
+    results = {}
+    for folder in sorted(path for path in recipe_folder.iterdir() if path.is_dir()):
+        done = [version for version in versions(folder) if finished(version)]
+        if done:
+            results[folder.name] = read_json(done[-1] / "result.json")
+    return dict(sorted(results.items(), key=lambda item: item[1]["order"]))
+
+
+def summarise(results: dict[str, Result]) -> dict[str, dict[str, float | int | None]]:
+    """What summary.json holds."""
+    return {case: {key: result[key] for key in SUMMARY_KEYS} for case, result in results.items()}

@@ -1,0 +1,284 @@
+"""The whole flow on one page: recipe → data → digital network → convert → train → evaluate → cost → result."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from energytl.analog.convert import calibrate, configure, convert
+from energytl.analog.noise import fold
+from energytl.callbacks import History, SeededEpochs, StopAtNaN
+from energytl.classifier import Classifier
+from energytl.cost.estimate import Cost, estimate, mean_cost
+from energytl.data import ImageData
+from energytl.evaluation import (
+    Evaluation,
+    accuracies,
+    chip_draws,
+    digital_accuracy,
+    least_rho_factor,
+    noiseless_draw,
+    quartiles,
+    read_draws,
+)
+from energytl.plots import case_figures
+from energytl.recipe import Case, Fit, Recipe, RecipeError
+from energytl.results import Result, finished, new_version, read_json, version_number, versions, write_json
+
+LEAST_RHO_READS = 5
+"""Reads a test image gets at each step of the search for the least ρ."""
+
+
+def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Result:
+    """Train, evaluate and price one case; everything about it lies in a version folder of its own.
+
+    Args:
+        case: what to run.
+        order: its place among the recipe's cases.
+        recipe_folder: logs/<recipe>.
+        resume: take up the latest version, if it has the same settings: return its result if it is finished,
+            else go on from its last checkpoint.
+    """
+    folder = _version_folder(case, recipe_folder / case.name, resume)
+    if finished(folder):
+        return dict(read_json(folder / "result.json"))
+    started = time.monotonic()
+    seed_everything(case.settings.seed, workers=True, verbose=False)
+    recipe = case.build()
+    _load_data(recipe.data)
+    digital = load_weights(recipe.network, recipe.weights)
+    if recipe.pretrain is not None:
+        _pretrain(case, recipe, digital, recipe_folder)
+    device = _device(case)
+    test = recipe.data.test_dataloader()
+    accuracy_digital = (
+        digital_accuracy(digital.to(device), test, f"{case.name}: digital") if recipe.evaluation else None
+    )
+    analog = prepare_analog(recipe, digital).to(device)
+    history = History()
+    logger = TensorBoardLogger(
+        recipe_folder.parent,
+        f"{recipe_folder.name}/{case.name}",
+        version=version_number(folder),
+        default_hp_metric=False,
+    )
+    if recipe.train is not None:
+        configure(analog, computation=recipe.training_computation)
+        module = Classifier(
+            analog, recipe.data.classes, recipe.train.optimizer, recipe.train.scheduler, recipe.objective
+        )
+        _fit(case, module, recipe.train, recipe, folder / "checkpoints", logger, history)
+        configure(analog, computation=recipe.hardware.computation)
+    result: Result = {"case": case.name, "order": order, "recipe": recipe_folder.name}
+    result |= _measure(case.name, analog.to(device), recipe, accuracy_digital)
+    result |= {
+        "history": history.rows,
+        "seed": recipe.seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("energytl", "torch", "lightning", "torchvision")}
+        | {"python": platform.python_version()},
+    }
+    _log_to_tensorboard(logger, case, result)
+    _write_result(folder, result)
+    return result
+
+
+def prepare_analog(recipe: Recipe, digital: nn.Module) -> nn.Module:
+    """The digital network on analog hardware, calibrated on training images if they are there."""
+    analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=fold(recipe.seed, 1))
+    if recipe.data.train_set is not None:
+        batches = islice(recipe.data.train_dataloader(), recipe.calibration_batches)
+        device = next(digital.parameters()).device
+        calibrate(analog, (images.to(device) for images, _ in batches))
+    return analog
+
+
+def load_weights(network: nn.Module, path: str | None) -> nn.Module:
+    """Load a state dict, whether bare or under `state_dict`, with or without a `module.` before its names.
+
+    Raises:
+        RecipeError: if there is no such file, or it is of another network.
+    """
+    if path is None:
+        return network
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RecipeError(f"weights {path} not found: set --weights to a state dict's file") from error
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise RecipeError(
+            f"weights {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise RecipeError(f"weights {path} holds no state dict")
+    stripped = {name.removeprefix("module.").removeprefix("network."): tensor for name, tensor in state.items()}
+    own = network.state_dict()
+    missing, unknown = sorted(set(own) - set(stripped)), sorted(set(stripped) - set(own))
+    shapes = [name for name in own if name in stripped and own[name].shape != stripped[name].shape]
+    for problem, names in (("has no", missing), ("has an unknown", unknown), ("has another shape of", shapes)):
+        if names:
+            raise RecipeError(
+                f"weights {path} is of another network: it {problem} {names[0]}"
+                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+            )
+    network.load_state_dict(stripped)
+    return network
+
+
+def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
+    """Cost for one image: the mean over test batches, or of a blank image where the data is not there."""
+    device = next(analog.parameters()).device
+    if data.test_set is None:
+        blank = torch.zeros(1, *data.shape, device=device)
+        return estimate(analog, blank, recipe.periphery, blank=True)
+    images: Iterable[Tensor] = (x for x, _ in islice(data.test_dataloader(), batches))
+    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x in images])
+
+
+def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
+    settings = case.as_yaml()
+    if resume:
+        for folder in reversed(versions(case_folder)):
+            if (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text("utf-8") == settings:
+                return folder
+    folder = new_version(case_folder)
+    (folder / "recipe.yaml").write_text(settings, encoding="utf-8")
+    return folder
+
+
+def _load_data(data: ImageData) -> None:
+    problem = data.present()
+    if problem:
+        raise RecipeError(problem)
+
+
+def _device(case: Case) -> torch.device:
+    """Where the recipe's trainer computes; it hands networks back on the CPU."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return Trainer(**case.trainer_settings(), **quiet).strategy.root_device
+
+
+def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Path) -> None:
+    """Train the digital network, or load what the same settings have trained before."""
+    assert recipe.pretrain is not None
+    settings = case.resolved()
+    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed")}
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    folder = recipe_folder / "pretrained" / digest
+    done = folder / "network.pt"
+    if not done.is_file():
+        module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
+        _fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
+        part = folder / "network.pt.part"
+        torch.save(network.state_dict(), part)
+        part.replace(done)
+    load_weights(network, str(done))
+    seed_everything(recipe.seed, workers=True, verbose=False)
+
+
+def _fit(
+    case: Case,
+    module: Classifier,
+    fit: Fit,
+    recipe: Recipe,
+    checkpoints: Path,
+    logger: TensorBoardLogger | None,
+    history: History,
+) -> None:
+    """Train with a checkpoint after each epoch, going on from the last one that is there."""
+    last = checkpoints / "last.ckpt"
+    trainer = Trainer(
+        **case.trainer_settings(),
+        max_epochs=fit.epochs,
+        logger=logger or False,
+        default_root_dir=checkpoints.parent,
+        enable_model_summary=False,
+        callbacks=[
+            SeededEpochs(recipe.seed),
+            history,
+            StopAtNaN(),
+            ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False),
+        ],
+    )
+    try:
+        trainer.fit(module, datamodule=recipe.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+
+
+def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: float | None) -> Result:
+    """Accuracy and cost of a trained network, as plain numbers."""
+    evaluation = recipe.evaluation
+    result: Result = dict.fromkeys(("accuracy_median", "accuracy_q25", "accuracy_q75", "accuracy_quantised"))
+    result |= {"accuracy_digital": accuracy_digital, "rho_factor": 1.0, "reached": None}
+    if evaluation is not None and accuracy_digital is not None:
+        test = recipe.data.test_dataloader()
+        if evaluation.max_drop is not None:
+            factor = _scale_rho(label, analog, recipe, evaluation, accuracy_digital - evaluation.max_drop)
+            result |= {"rho_factor": factor or 1.0, "reached": factor is not None}
+        draws = [
+            noiseless_draw(),
+            *read_draws(analog, evaluation.reads, fold(recipe.seed, 2)),
+            *chip_draws(evaluation.chips, fold(recipe.seed, 3)),
+        ]
+        quantised, *rest = accuracies(analog, test, draws, f"{label}: evaluating")
+        reads, chips = rest[: evaluation.reads], rest[evaluation.reads :]
+        low, median, high = quartiles(reads)
+        result |= {"accuracy_median": median, "accuracy_q25": low, "accuracy_q75": high}
+        result |= {"accuracy_quantised": quantised, "accuracies": reads, "accuracies_chips": chips}
+        if chips:
+            low, median, high = quartiles(chips)
+            result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
+    cost = price(analog, recipe.data, evaluation.cost_batches if evaluation else 1, recipe)
+    return result | cost.numbers() | {"layers": cost.rows(), "not_modelled": list(cost.not_modelled)}
+
+
+def _scale_rho(label: str, analog: nn.Module, recipe: Recipe, evaluation: Evaluation, target: float) -> float | None:
+    batches = list(recipe.data.test_dataloader())
+    draws = read_draws(analog, min(LEAST_RHO_READS, evaluation.reads), fold(recipe.seed, 4))
+
+    def accurate() -> bool:
+        lower_quartile, _, _ = quartiles(accuracies(analog, batches, draws, f"{label}: least ρ"))
+        return lower_quartile >= target
+
+    return least_rho_factor(analog, accurate)
+
+
+@rank_zero_only
+def _log_to_tensorboard(logger: TensorBoardLogger, case: Case, result: Result) -> None:
+    metrics = {name: value for name, value in result.items() if isinstance(value, float | int) and name != "order"}
+    settings = {name: value for name, value in _flat(case.resolved()).items() if value is not None}
+    logger.log_hyperparams(settings, {f"result/{name}": value for name, value in metrics.items()})
+    for name, figure in case_figures(result).items():
+        logger.experiment.add_figure(name, figure)
+    logger.finalize("success")
+
+
+@rank_zero_only
+def _write_result(folder: Path, result: Result) -> None:
+    write_json(folder / "result.json", result)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from energytl.analog.quantize import best_range, bit_count, bit_power, fake_quantize, round_to_integers
+
+
+def all_integers(bits):
+    return torch.arange(-(2**bits) + 1, 2**bits, dtype=torch.float64)
+
+
+def rounding_errors(values, full_range, levels):
+    """Squared distance of each value to the nearest of all levels."""
+    grid = torch.arange(-levels, levels + 1, dtype=torch.float64) * (full_range / levels)
+    return (values.double().unsqueeze(-1) - grid).abs_().amin(-1).square()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 15, 31])
+def test_rounding_takes_the_nearest_level(levels):
+    x = 1.5 * torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = torch.arange(-levels, levels + 1, dtype=torch.float64)
+    nearest = grid[(x.unsqueeze(-1) - grid * 0.8 / levels).abs().argmin(-1)]
+    assert torch.equal(round_to_integers(x, 0.8, levels), nearest)
+    torch.testing.assert_close(fake_quantize(x, 0.8, levels), nearest * 0.8 / levels)
+
+
+def test_rounding_passes_gradients_inside_the_range_and_none_outside():
+    x = torch.tensor([-2.0, -1.01, -0.99, 0.0, 0.3, 0.99, 1.01, 2.0], requires_grad=True)
+    fake_quantize(x, 1.0, 3).backward(torch.arange(1.0, 9.0))
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 0, 0]
+
+
+def test_rounding_leaves_its_input_alone():
+    x = torch.tensor([0.2, -3.0])
+    fake_quantize(x, 1.0, 2)
+    round_to_integers(x, 1.0, 2)
+    assert x.tolist() == pytest.approx([0.2, -3.0])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 8, 16])
+def test_bit_count_counts_the_ones_of_every_integer(bits):
+    integers = all_integers(bits)
+    expected = [bin(abs(int(n))).count("1") for n in integers]
+    assert bit_count(integers).tolist() == expected
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_bit_power_sums_four_to_the_power_of_every_set_bit(bits):
+    integers = all_integers(bits)
+    expected = [sum(4**p for p in range(bits) if abs(int(n)) >> p & 1) for n in integers]
+    assert bit_power(integers, bits).tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [1, 15, 31])
+@pytest.mark.parametrize("kind", ["normal", "uniform", "half-normal"])
+def test_best_range_errs_least_of_all_fractions_tried(kind, levels):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(500, generator=generator) if kind == "uniform" else torch.randn(500, generator=generator)
+    values = values.abs() if kind == "half-normal" else values
+    largest = float(values.abs().max())
+    errors = {i: float(rounding_errors(values, largest * i / 50, levels).mean()) for i in range(1, 51)}
+    best = min(errors, key=errors.get)
+    assert best_range(values, levels) == pytest.approx(largest * best / 50)
+
+
+def test_best_range_of_many_values_samples_rows_and_channels_alike():
+    # One channel in 64 is twenty times larger: a sample that follows it, or misses it, finds another range.
+    values = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    values[:, 5] *= 20
+    largest = float(values.abs().max())
+    found = rounding_errors(values, best_range(values, 15), 15)
+    best = min((rounding_errors(values, largest * i / 50, 15) for i in range(1, 51)), key=lambda error: error.mean())
+    excess = found - best
+    assert float(excess.mean()) <= 5 * float(excess.std()) / 4096**0.5
+
+
+def test_best_range_scales_with_the_values():
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    assert best_range(1024 * values, 15) == 1024 * best_range(values, 15)
+    assert best_range(-values, 15) == best_range(values, 15)
+
+
+def test_best_range_of_zeros_is_one():
+    assert best_range(torch.zeros(3, 3), 15) == 1.0
+
+
+def test_values_on_the_levels_are_kept():
+    values = torch.arange(-15.0, 16.0) / 8
+    assert best_range(values, 15) == 15 / 8
+    assert torch.equal(fake_quantize(values, 15 / 8, 15), values)

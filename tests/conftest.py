@@ -1,0 +1,57 @@
+"""Statistics that the tests of several folders share."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+STANDARD_ERRORS = 5  # a correct program fails one comparison in two million
+
+
+def _assert_within_errors(actual: Tensor, expected: Tensor, error: Tensor, what: str):
+    worst = ((actual - expected).abs() / error).max()
+    assert worst <= STANDARD_ERRORS, f"{what} is {float(worst):.1f} standard errors away"  # NaN fails too
+
+
+@pytest.fixture(scope="session")
+def assert_moments():
+    """check(samples, mean, covariance): n samples of M numbers, (n, M), have these moments, (M,) and (M, M)."""
+
+    def check(samples: Tensor, mean: Tensor, covariance: Tensor):
+        count, centred = len(samples), samples.double() - mean
+        _assert_within_errors(centred.mean(0), torch.zeros_like(mean), (covariance.diagonal() / count).sqrt(), "mean")
+        found = centred.T @ centred / count
+        error = ((centred.square().T @ centred.square() / count - found.square()) / count).sqrt()
+        _assert_within_errors(found, covariance, error, "covariance")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_third_moment():
+    """check(samples, third): n samples of M numbers, (n, M), have these third central moments, (M,).
+
+    The variance of a third moment of n samples is (μ6 − μ3² − 6·μ4·μ2 + 9·μ2³)/n (Kendall and Stuart, eq. 10.8).
+    """
+
+    def check(samples: Tensor, third: Tensor):
+        centred = samples.double() - samples.double().mean(0)
+        m2, m3, m4, m6 = (centred.pow(order).mean(0) for order in (2, 3, 4, 6))
+        error = ((m6 - m3.square() - 6 * m4 * m2 + 9 * m2.pow(3)) / len(samples)).sqrt()
+        _assert_within_errors(m3, third, error, "third moment")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_same_distribution():
+    """check(first, second): each of M numbers, (n, M) and (m, M), is distributed alike (Kolmogorov–Smirnov).
+
+    A correct program fails one of a million comparisons; there are about a thousand.
+    """
+
+    def check(first: Tensor, second: Tensor):
+        smallest = min(stats.ks_2samp(a, b).pvalue for a, b in zip(first.T.numpy(), second.T.numpy(), strict=True))
+        assert smallest > 1e-6
+
+    return check
