@@ -41,7 +41,8 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the epoch's end logged; validation has run."""
         row = {"epoch": float(trainer.current_epoch + 1)}
-        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = trainer.callback_metrics.items()
+        row |= {name: float(value) for name, value in logged if not name.startswith("rho/")}
         layers = analog_layers(pl_module)
         for name, layer in layers.items():
             pl_module.log(f"rho/{name.removeprefix('network.')}", layer.rho.detach(), on_epoch=True, on_step=False)

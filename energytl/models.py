@@ -3,6 +3,7 @@
 Each is a function that returns a module, so a recipe names it by its class path, as it would a user's own.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -22,20 +23,21 @@ def mlp(features: int = 784, hidden: tuple[int, ...] = (256, 128), classes: int 
 
 def lenet(channels: int = 1, classes: int = 10) -> nn.Module:
     """LeNet-5's sizes with ReLU and max pooling, for 28×28 images."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
-    )
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(channels, 6, 5, padding=2),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(6, 16, 5),
+        "relu2": nn.ReLU(),
+        "pool2": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),
+        "fc1": nn.Linear(400, 120),
+        "relu3": nn.ReLU(),
+        "fc2": nn.Linear(120, 84),
+        "relu4": nn.ReLU(),
+        "fc3": nn.Linear(84, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 def torchvision_model(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:

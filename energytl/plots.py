@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from energytl.results import Result
 
@@ -30,6 +30,7 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
     makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
         "accuracy_energy": accuracy_energy,
         "energy_by_layer": energy_by_layer,
+        "paper_energy_by_layer": paper_energy_by_layer,
         "rho_by_layer": rho_by_layer,
         "training": training,
     }
@@ -53,28 +54,32 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
     }
     if not shown:
         return None
-    energies = {"energy_paper": "energy per image (Σ ρ·|w|·pulses, paper units)", "energy_total_j": "total energy (J)"}
+    energies = {
+        "energy_paper": "cells' energy per image, Σ ρ·|w|·pulses (paper units)",
+        "energy_total_j": "total energy per image, circuits included",
+    }
     energies = {
         key: label for key, label in energies.items() if all(result[key] is not None for result in shown.values())
     }
     figure, row = _panels(len(energies), height=4.2)
+    colours = _colours(results)
     for axes, (key, label) in zip(row, energies.items(), strict=True):
         for case, result in shown.items():
             low, median, high = (100 * result[f"accuracy_{part}"] for part in ("q25", "median", "q75"))
-            axes.errorbar(
-                result[key], median, [[median - low], [high - median]], marker="o", capsize=4, linestyle="", label=case
-            )
-        digital = {100 * result["accuracy_digital"] for result in shown.values()}
-        for value in digital:
+            spread = [[median - low], [high - median]]
+            style = {"marker": "o", "capsize": 4, "linestyle": "", "color": colours[case], "label": case}
+            axes.errorbar(result[key], median, spread, **style)
+        for value in {100 * result["accuracy_digital"] for result in shown.values()}:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
         if key.endswith("_j"):
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(EngFormatter("J"))
-            axes.set_xlabel("total energy per image")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.2)
         axes.grid(alpha=0.3)
     row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
-    row[0].legend()
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(shown) + 1))
     return figure
 
 
@@ -104,8 +109,47 @@ def energy_by_layer(results: dict[str, Result]) -> Figure | None:
     return figure
 
 
+def paper_energy_by_layer(results: dict[str, Result]) -> Figure | None:
+    """Energy of each layer in the paper's units, a line a case."""
+    shown = {case: result for case, result in results.items() if result["energy_paper"] is not None}
+    return _lines_by_layer(shown, "energy_paper", "Σ ρ·|w|·pulses per image", _colours(results))
+
+
 def rho_by_layer(results: dict[str, Result]) -> Figure | None:
-    """ρ of each layer: one line a case where the layers are the same, else a panel a case."""
+    """ρ of each layer, a line a case."""
+    return _lines_by_layer(results, "rho", "ρ (µS of a full-range weight)", _colours(results))
+
+
+def training(results: dict[str, Result]) -> Figure | None:
+    """The curves of the analog training."""
+    curves = {
+        key: label for key, label in CURVES.items() if any(key in row for r in results.values() for row in r["history"])
+    }
+    if not curves:
+        return None
+    figure, row = _panels(len(curves), columns=2, height=3.2)
+    colours = _colours(results)
+    for axes, (key, label) in zip(row, curves.items(), strict=False):
+        for case, result in results.items():
+            points = [(point["epoch"], point[key]) for point in result["history"] if key in point]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=case, color=colours[case])
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        if key in ("train/energy", "rho"):
+            axes.set_yscale("log")
+    return figure
+
+
+def _colours(results: dict[str, Result]) -> dict[str, str]:
+    """One colour a case, the same in all figures."""
+    return {case: f"C{number % 10}" for number, case in enumerate(results)}
+
+
+def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: dict[str, str]) -> Figure | None:
+    """One number of each layer: a line a case where the layers are the same, a panel for each set of layers."""
     together: dict[tuple[str, ...], dict[str, Result]] = {}
     for case, result in results.items():
         names = tuple(layer["name"] for layer in result["layers"])
@@ -117,33 +161,12 @@ def rho_by_layer(results: dict[str, Result]) -> Figure | None:
         layers: list[dict[str, Any]] = []
         for case, result in cases.items():
             layers = result["layers"]
-            axes.plot(range(len(layers)), [layer["rho"] for layer in layers], marker="o", label=case)
-        axes.set(yscale="log", ylabel="ρ (µS of a full-range weight)")
+            values = [layer[key] for layer in layers]
+            axes.plot(range(len(layers)), values, marker="o", label=case, color=colours[case])
+        axes.set(yscale="log", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         _name_layers(axes, layers)
-    return figure
-
-
-def training(results: dict[str, Result]) -> Figure | None:
-    """The curves of the analog training."""
-    curves = {
-        key: label for key, label in CURVES.items() if any(key in row for r in results.values() for row in r["history"])
-    }
-    if not curves:
-        return None
-    figure, row = _panels(len(curves), columns=2, height=3.2)
-    for axes, (key, label) in zip(row, curves.items(), strict=False):
-        for case, result in results.items():
-            points = [(point["epoch"], point[key]) for point in result["history"] if key in point]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=case)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        if key in ("train/energy", "rho"):
-            axes.set_yscale("log")
     return figure
 
 

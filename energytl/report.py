@@ -13,7 +13,8 @@ from energytl.results import Result, latest_results, summarise, write_json
 
 CAPTIONS = {
     "accuracy_energy": "Accuracy against energy per image: median over reads, bars from lower to upper quartile.",
-    "energy_by_layer": "Energy of each layer by component.",
+    "energy_by_layer": "Total energy of each layer by component.",
+    "paper_energy_by_layer": "Energy of the cells alone, in the paper's units, by layer.",
     "rho_by_layer": "Energy coefficient ρ of each layer after training and scaling.",
     "training": "Training of the analog network, by epoch.",
 }

@@ -58,15 +58,17 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     started = time.monotonic()
     seed_everything(case.settings.seed, workers=True, verbose=False)
     recipe = case.build()
-    _load_data(recipe.data)
+    missing = recipe.data.present()
+    if missing and (recipe.pretrain or recipe.train or recipe.evaluation):
+        raise RecipeError(missing)
     digital = load_weights(recipe.network, recipe.weights)
     if recipe.pretrain is not None:
         _pretrain(case, recipe, digital, recipe_folder)
     device = _device(case)
-    test = recipe.data.test_dataloader()
-    accuracy_digital = (
-        digital_accuracy(digital.to(device), test, f"{case.name}: digital") if recipe.evaluation else None
-    )
+    accuracy_digital = None
+    if recipe.evaluation is not None:
+        test = recipe.data.test_dataloader()
+        accuracy_digital = digital_accuracy(digital.to(device), test, f"{case.name}: digital")
     analog = prepare_analog(recipe, digital).to(device)
     history = History()
     logger = TensorBoardLogger(
@@ -161,12 +163,6 @@ def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
     return folder
 
 
-def _load_data(data: ImageData) -> None:
-    problem = data.present()
-    if problem:
-        raise RecipeError(problem)
-
-
 def _device(case: Case) -> torch.device:
     """Where the recipe's trainer computes; it hands networks back on the CPU."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
@@ -212,7 +208,7 @@ def _fit(
             SeededEpochs(recipe.seed),
             history,
             StopAtNaN(),
-            ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False),
+            ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
         ],
     )
     try:

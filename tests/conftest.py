@@ -1,4 +1,4 @@
-"""Statistics that the tests of several folders share."""
+"""Statistics, and a setting of torch, that the tests of several folders share."""
 
 import pytest
 import torch
@@ -55,3 +55,12 @@ def assert_same_distribution():
         assert smallest > 1e-6
 
     return check
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For thousands of operations on a few numbers: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -25,7 +25,10 @@ from energytl import (
 )
 from energytl.devices.fluctuation import sample_states
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's own
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),  # torch's own
+]
 
 LAYERS = {  # torch's layer, shape of its inputs, output positions of one image
     "linear": (lambda: nn.Linear(6, 5), (4, 6), 1),

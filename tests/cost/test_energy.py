@@ -1,0 +1,180 @@
+"""Energies of one layer against explicit loops over images, positions, rows, outputs and cells."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from energytl import (
+    BitCells,
+    BitSerialRead,
+    Cell,
+    DifferentialPair,
+    Hardware,
+    Noiseless,
+    OneCell,
+    Periphery,
+    RepeatedRead,
+    SingleRead,
+    WeightFormat,
+    convert,
+)
+from energytl.cost.energy import (
+    cell_energy,
+    conversions,
+    converter_energy,
+    paper_energy,
+    regularised_energy,
+    row_driver_energy,
+    shift_add_energy,
+)
+from energytl.cost.periphery import WaldenConverter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CELL = Cell(read_volt=0.3, read_s=7e-9, g_min_siemens=5e-6, g_max_siemens=60e-6)
+RHO = 13.0
+
+SCHEMES = {  # pulses of an integer input, and for how many reads' length it drives its row
+    SingleRead(): (lambda n: n, lambda n: n / 31),
+    RepeatedRead(3): (lambda n: 3 * n, lambda n: 3 * n / 31),
+    BitSerialRead(): (lambda n: bin(n).count("1"), lambda n: bin(n).count("1")),
+}
+MAPPINGS = {  # magnitudes of the cells on the lines that are read, for the weight u = integer/15
+    OneCell(): lambda u: [u],
+    DifferentialPair(): lambda u: [u, 0.0],
+    BitCells(): lambda u: [float(round(u * 15) >> p & 1) for p in range(4)],
+}
+LAYERS = {
+    "linear": (lambda: nn.Linear(5, 3), (2, 5)),
+    "tokens": (lambda: nn.Linear(5, 3), (2, 4, 5)),
+    "convolution": (
+        lambda: nn.Conv2d(4, 6, (2, 3), stride=(1, 2), padding=(1, 0), dilation=(1, 2), groups=2),
+        (2, 4, 3, 7),
+    ),
+}
+
+every_layer = pytest.mark.parametrize("layer", LAYERS)
+every_mapping = pytest.mark.parametrize("mapping", MAPPINGS, ids=repr)
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+
+
+def analog_and_inputs(layer, **hardware):
+    make, shape = LAYERS[layer]
+    torch.manual_seed(0)
+    hardware = Hardware(**{"cell": CELL, "rho": RHO, "computation": Noiseless(), **hardware})
+    network = convert(make().double(), hardware).double()
+    network.input_range = 0.9
+    return network, torch.rand(shape, dtype=torch.float64) * 2 - 1
+
+
+def meetings(network, x):
+    """(|integer input|, |weight u|) for each image, position, row and output, by loops."""
+    step, cell_range = 0.9 / 31, network.weight_range
+    integers = [min(31, round(abs(value) / step)) for value in x.flatten().tolist()]
+    integers = torch.tensor(integers).reshape(x.shape)
+    weight = network.weight.detach()
+    u = torch.tensor([min(15, round(abs(w) / (cell_range / 15))) / 15 for w in weight.flatten().tolist()])
+    u = u.reshape(weight.shape)
+    if weight.dim() == 2:
+        for row in integers.reshape(-1, 5):
+            for output, k in product(range(3), range(5)):
+                yield int(row[k]), float(u[output, k])
+        return
+    _, channels, height, width = x.shape
+    for image, output, top, left in product(range(len(x)), range(6), range(-1, height), range(0, width - 4, 2)):
+        group = output // 3
+        for channel, i, j in product(range(2), range(2), range(3)):
+            row, column = top + i, left + 2 * j
+            if 0 <= row < height and column < width:
+                yield int(integers[image, 2 * group + channel, row, column]), float(u[output, channel, i, j])
+    assert channels == 4
+
+
+@every_layer
+@every_mapping
+@every_scheme
+def test_paper_energy_counts_rho_times_weight_for_every_pulse(layer, mapping, scheme):
+    network, x = analog_and_inputs(layer, mapping=mapping, read=scheme)
+    pulses, _ = SCHEMES[scheme]
+    expected = sum(RHO * pulses(n) * sum(MAPPINGS[mapping](u)) for n, u in meetings(network, x))
+    assert float(paper_energy(network, x).detach()) == pytest.approx(expected, rel=1e-6)  # log ρ was single precision
+
+
+@every_layer
+@every_mapping
+@every_scheme
+def test_cell_energy_is_voltage_squared_times_conductance_times_time(layer, mapping, scheme):
+    network, x = analog_and_inputs(layer, mapping=mapping, read=scheme)
+    _, on_time = SCHEMES[scheme]
+    expected = sum(
+        0.3**2 * 7e-9 * on_time(n) * sum(5e-6 + RHO * 1e-6 * magnitude for magnitude in MAPPINGS[mapping](u))
+        for n, u in meetings(network, x)
+    )
+    assert float(cell_energy(network, x).detach()) == pytest.approx(expected, rel=1e-6)
+
+
+@every_layer
+@every_mapping
+def test_regularised_energy_is_positions_times_rho_times_weights(layer, mapping):
+    network, x = analog_and_inputs(layer, mapping=mapping)
+    network(x)
+    outputs_of_an_image = network(x)[0].numel()
+    positions = outputs_of_an_image // (3 if network.weight.dim() == 2 else 6)
+    magnitudes = [
+        sum(MAPPINGS[mapping](min(15, round(abs(w) / (network.weight_range / 15))) / 15))
+        for w in network.weight.flatten().tolist()
+    ]
+    energy = regularised_energy(network)
+    assert float(energy.detach()) == pytest.approx(positions * RHO * sum(magnitudes), rel=1e-6)
+
+
+@every_layer
+def test_regularised_energy_has_the_gradients_of_its_formula(layer):
+    network, x = analog_and_inputs(layer)
+    network.weight_range = 0.9 * float(network.weight.detach().abs().max())
+    network(x)
+    energy = regularised_energy(network)
+    energy.backward()
+    assert float(network.log_rho.grad) == pytest.approx(float(energy.detach()))  # d(ρ·E)/d(log ρ) = ρ·E
+    u, inside = network.stored_weight.detach(), network.weight.detach().abs() < network.weight_range
+    slope = network.positions * network.rho.detach() / network.weight_range
+    torch.testing.assert_close(network.weight.grad, slope * u.sign() * inside)
+    assert 0 < inside.sum() < inside.numel()
+
+
+def test_the_number_of_reads_is_unknown_before_the_first():
+    network, x = analog_and_inputs("linear")
+    with pytest.raises(RuntimeError, match="before the first forward pass"):
+        regularised_energy(network)
+    network.input_range = None
+    for energy in (paper_energy, cell_energy):
+        with pytest.raises(RuntimeError, match="no range yet"):
+            energy(network, x)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 3), (5, 7), (12, 15), (128, 128)])
+@every_layer
+@every_mapping
+def test_periphery_counts_every_array_that_a_layer_is_cut_into(layer, mapping, rows, columns):
+    network, _ = analog_and_inputs(layer, mapping=mapping)
+    periphery = Periphery(rows, columns, WaldenConverter(6, 3e-15), row_driver_j=5e-13, shift_add_j=7e-14)
+    groups, inputs, outputs = {"convolution": (2, 12, 3)}.get(layer, (1, 5, 3))
+    cells, sensed = {OneCell(): (1, 1), DifferentialPair(): (2, 1), BitCells(): (5, 4)}[mapping]
+    converted = driven = 0
+    for _group in range(groups):
+        for first_row in range(0, inputs, rows):
+            converted += outputs * sensed  # each array of rows gives currents of its own
+            for _first_column in range(0, outputs * cells, columns):
+                driven += min(rows, inputs - first_row)  # each array of columns has its rows driven
+    reads = 11
+    assert conversions(network, reads, periphery) == reads * converted
+    assert converter_energy(network, reads, periphery) == pytest.approx(reads * converted * 64 * 3e-15)
+    assert shift_add_energy(network, reads, periphery) == pytest.approx(reads * converted * 7e-14)
+    assert row_driver_energy(network, reads, periphery) == pytest.approx(reads * driven * 5e-13)
+
+
+def test_more_bits_of_a_weight_take_more_conversions():
+    network, _ = analog_and_inputs("linear", mapping=BitCells(), weights=WeightFormat(8))
+    assert conversions(network, 1, Periphery()) == 3 * 7
