@@ -61,7 +61,7 @@ class Classifier(LightningModule):
         if self.objective.energy_weight:
             energy = network_energy(self.layers)
             if self.start_energy == 0:
-                self.start_energy.copy_(energy.detach() if self.objective.relative else 1.0)
+                self.start_energy.copy_(energy.detach() if self.objective.relative else torch.ones(()))
             self.log("train/energy", energy.detach(), on_step=False, on_epoch=True)
             loss = loss + self.objective.energy_weight * energy / self.start_energy
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)

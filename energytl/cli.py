@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
+from energytl.cost.estimate import Cost, LayerCost
 from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
 from energytl.report import aligned, quantity, report
 from energytl.run import load_weights, prepare_analog, price, run_case
@@ -138,20 +139,22 @@ def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> i
         if given.json:
             continue
         print(f"{case.name}: {'energies not modelled: ' + missing if missing else 'of the weights before training'}")
-        columns = ("layer", "cells", "reads", "latency", "ρ (µS)", "energy (paper)", "cells' energy", "total energy")
-        rows = [columns]
-        for layer in (*cost.layers, cost):
-            name = getattr(layer, "name", "all layers")
-            rho = f"{layer.rho:.3g}" if hasattr(layer, "rho") else ""
-            paper = "not modelled" if layer.energy_paper is None else f"{layer.energy_paper:.3g}"
-            counts = f"{layer.cells:,}", f"{layer.reads:,}", quantity(layer.latency_s, "s")
-            joules = quantity(layer.energy_cell_j, "J"), quantity(layer.energy_total_j, "J")
-            rows.append((name, *counts, rho, paper, *joules))
+        rows: list[tuple[str, ...]] = [
+            ("layer", "cells", "reads", "latency", "ρ (µS)", "energy (paper)", "cells' energy", "total energy")
+        ]
+        rows += [_cost_row(layer.name, f"{layer.rho:.3g}", layer) for layer in cost.layers]
+        rows.append(_cost_row("all layers", "", cost))
         print(aligned(rows))
         print("not modelled: " + "; ".join(cost.not_modelled) + "\n")
     if given.json:
         print(json.dumps(numbers, indent=2, allow_nan=False))
     return 0
+
+
+def _cost_row(name: str, rho: str, cost: Cost | LayerCost) -> tuple[str, ...]:
+    paper = "not modelled" if cost.energy_paper is None else f"{cost.energy_paper:.3g}"
+    counts = f"{cost.cells:,}", f"{cost.reads:,}", quantity(cost.latency_s, "s")
+    return name, *counts, rho, paper, quantity(cost.energy_cell_j, "J"), quantity(cost.energy_total_j, "J")
 
 
 def _built(case: Case) -> Recipe:

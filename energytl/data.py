@@ -65,10 +65,13 @@ class ImageData(LightningDataModule, ABC):
         )
         return self._loader(self.train_set, sampler)
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of the test set, in order."""
+    def test_dataloader(self, images: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the test set, in order; of so many images, evenly spaced, or of all."""
         assert self.test_set is not None
-        return self._loader(self.test_set, None)
+        count = len(self.test_set)  # type: ignore[arg-type]
+        if images is None or images >= count:
+            return self._loader(self.test_set, None)
+        return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test set: training is watched on it, nothing is chosen by it."""

@@ -25,12 +25,14 @@ class Evaluation:
             factor of least energy at which the accuracy (lower quartile of a few reads) is at most so far below
             the digital network's: weight scaling, open to every method. The factor is chosen on the test images,
             by other reads than those of the result.
+        images: test images that are used, evenly spaced over the set; None: all.
         cost_batches: test batches whose activations the energy is the mean of.
     """
 
     reads: int = 10
     chips: int = 0
     max_drop: float | None = None
+    images: int | None = None
     cost_batches: int = 4
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Evaluation:
         for name, least in (("reads", 1), ("chips", 0), ("cost_batches", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {least} or more")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise ValueError(f"evaluation.max_drop is {self.max_drop}; allowed: 0 up to 1, as 0.01 for a point")
 

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from energytl.results import Result
 
@@ -67,7 +67,13 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         for case, result in shown.items():
             low, median, high = (100 * result[f"accuracy_{part}"] for part in ("q25", "median", "q75"))
             spread = [[median - low], [high - median]]
-            style = {"marker": "o", "capsize": 4, "linestyle": "", "color": colours[case], "label": case}
+            style: dict[str, Any] = {
+                "marker": "o",
+                "capsize": 4,
+                "linestyle": "",
+                "color": colours[case],
+                "label": case,
+            }
             axes.errorbar(result[key], median, spread, **style)
         for value in {100 * result["accuracy_digital"] for result in shown.values()}:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
@@ -135,7 +141,7 @@ def training(results: dict[str, Result]) -> Figure | None:
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=case, color=colours[case])
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         if key in ("train/energy", "rho"):

@@ -208,12 +208,15 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        if both and value.get("class_path", old.get("class_path")) == old.get("class_path"):
+        if isinstance(old, dict) and isinstance(value, dict) and _same_class(old, value):
             merged[key] = merge(old, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _same_class(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return "class_path" not in new or new["class_path"] == old.get("class_path")
 
 
 def _one_line(error: BaseException) -> str:

@@ -67,7 +67,7 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     device = _device(case)
     accuracy_digital = None
     if recipe.evaluation is not None:
-        test = recipe.data.test_dataloader()
+        test = recipe.data.test_dataloader(recipe.evaluation.images)
         accuracy_digital = digital_accuracy(digital.to(device), test, f"{case.name}: digital")
     analog = prepare_analog(recipe, digital).to(device)
     history = History()
@@ -130,15 +130,13 @@ def load_weights(network: nn.Module, path: str | None) -> nn.Module:
         raise RecipeError(f"weights {path} holds no state dict")
     stripped = {name.removeprefix("module.").removeprefix("network."): tensor for name, tensor in state.items()}
     own = network.state_dict()
-    missing, unknown = sorted(set(own) - set(stripped)), sorted(set(stripped) - set(own))
     shapes = [name for name in own if name in stripped and own[name].shape != stripped[name].shape]
+    missing, unknown = network.load_state_dict({n: t for n, t in stripped.items() if n not in shapes}, strict=False)
+    missing = [name for name in missing if name not in shapes]
     for problem, names in (("has no", missing), ("has an unknown", unknown), ("has another shape of", shapes)):
         if names:
-            raise RecipeError(
-                f"weights {path} is of another network: it {problem} {names[0]}"
-                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-            )
-    network.load_state_dict(stripped)
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}")
     return network
 
 
@@ -165,8 +163,8 @@ def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
 
 def _device(case: Case) -> torch.device:
     """Where the recipe's trainer computes; it hands networks back on the CPU."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return Trainer(**case.trainer_settings(), **quiet).strategy.root_device
+    settings = case.trainer_settings() | {"logger": False, "enable_checkpointing": False}
+    return Trainer(**settings).strategy.root_device
 
 
 def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Path) -> None:
@@ -223,7 +221,7 @@ def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: fl
     result: Result = dict.fromkeys(("accuracy_median", "accuracy_q25", "accuracy_q75", "accuracy_quantised"))
     result |= {"accuracy_digital": accuracy_digital, "rho_factor": 1.0, "reached": None}
     if evaluation is not None and accuracy_digital is not None:
-        test = recipe.data.test_dataloader()
+        test = recipe.data.test_dataloader(evaluation.images)
         if evaluation.max_drop is not None:
             factor = _scale_rho(label, analog, recipe, evaluation, accuracy_digital - evaluation.max_drop)
             result |= {"rho_factor": factor or 1.0, "reached": factor is not None}
@@ -245,7 +243,7 @@ def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: fl
 
 
 def _scale_rho(label: str, analog: nn.Module, recipe: Recipe, evaluation: Evaluation, target: float) -> float | None:
-    batches = list(recipe.data.test_dataloader())
+    batches = list(recipe.data.test_dataloader(evaluation.images))
     draws = read_draws(analog, min(LEAST_RHO_READS, evaluation.reads), fold(recipe.seed, 4))
 
     def accurate() -> bool:

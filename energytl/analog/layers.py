@@ -42,8 +42,8 @@ class AnalogLayer(nn.Module, ABC):
         index: int,
     ) -> None:
         super().__init__()
-        self.weight = digital.weight
-        self.register_parameter("bias", digital.bias)
+        self.weight = digital._parameters["weight"]  # type: ignore[assignment]
+        self.register_parameter("bias", digital._parameters["bias"])
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
         device = digital.weight.device
         self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=device))

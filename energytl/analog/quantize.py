@@ -28,12 +28,12 @@ def fake_quantize(x: Tensor, full_range: float, levels: int) -> Tensor:
     >>> fake_quantize(torch.tensor([0.1, 0.4, -3.0]), 1.0, 2)
     tensor([ 0.0000,  0.5000, -1.0000])
     """
-    return _Round.apply(x, full_range, levels)  # type: ignore[no-any-return]
+    return _Round.apply(x, full_range, levels)
 
 
 def gradient_inside(grad: Tensor, x: Tensor, full_range: float) -> Tensor:
     """The straight-through gradient of rounding: grad where |x| < full_range, else 0."""
-    return torch.ops.aten.hardtanh_backward(grad, x, -full_range, full_range)  # type: ignore[no-any-return]
+    return torch.ops.aten.hardtanh_backward(grad, x, -full_range, full_range)
 
 
 class _Round(torch.autograd.Function):
