@@ -1,13 +1,16 @@
-"""What a training run does besides training: seeds, curves, refusing to go on after NaN."""
+"""What a training run does besides training: seeds, curves, checkpoints, refusing to go on after NaN."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from energytl.analog.convert import analog_layers
 from energytl.analog.noise import fold
+from energytl.results import write_tensors
 
 
 class SeededEpochs(Callback):
@@ -57,6 +60,14 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of a checkpoint."""
         self.rows = list(state_dict["rows"])
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all: a full disk leaves the last one as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Write the checkpoint beside its place, then move it there."""
+        write_tensors(Path(path), checkpoint)
 
 
 class DivergedError(RuntimeError):

@@ -9,14 +9,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import seed_everything
-
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
-from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
+from energytl.recipe import Case, RecipeError, read, recipe_parser
 from energytl.report import aligned, quantity, report
-from energytl.run import load_weights, prepare_analog, price, run_case
+from energytl.run import prepare, prepare_analog, price, run_case
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -33,11 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report(given.folder))
             print(f"\n{given.folder / 'report.html'}")
             return 0
-        if {"-h", "--help"} & set(overrides) or given.recipe is None:
+        if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
             print("\nkeys of a recipe, each of which can be overridden as --key.sub=value:\n")
             recipe_parser(f"energytl {given.command} RECIPE").print_help()
-            return 0 if given.recipe or overrides else USAGE_ERROR
+            return 0
+        if given.recipe is None:
+            raise RecipeError(f"{given.command} wants a recipe, a YAML file; --help lists its keys")
         cases = read(given.recipe, [word for word in overrides if word != "--print_config"])
         if "--print_config" in overrides:
             print("\n".join(f"# case {case.name}\n{case.as_yaml()}" for case in cases))
@@ -49,9 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "; to go on, repeat the command with --resume" if given.command == "run" else ""
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
-    except (RecipeError, DivergedError, ValueError, OSError) as error:
-        print(f"energytl: {' '.join(str(error).split())}", file=sys.stderr)
+    except OSError as error:
+        advice = "make room or choose another place with --out, then repeat with --resume; what is finished is kept"
+        print(f"\nenergytl: {_one_line(error)}: {advice}", file=sys.stderr)
         return USAGE_ERROR
+    except DivergedError as error:
+        print(f"\nenergytl: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except ValueError as error:
+        print(f"energytl: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -94,6 +105,8 @@ def _chosen(cases: list[Case], names: str | None) -> list[Case]:
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     folder = given.out / given.recipe.stem
     for case in chosen:
+        prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
+    for case in chosen:
         print(f"{case.name} ({cases.index(case) + 1} of {len(cases)})", file=sys.stderr)
         run_case(case, cases.index(case), folder, given.resume)
     print(report(folder))
@@ -104,9 +117,9 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
 def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     complete = True
     for case in chosen:
-        recipe = _built(case)
+        recipe = prepare(case, needs_data=False)
         missing = recipe.data.present()
-        analog = prepare_analog(recipe, load_weights(recipe.network, recipe.weights))
+        analog = prepare_analog(recipe, recipe.network)
         left = left_digital(analog)
         cost = price(analog, recipe.data, 1, recipe)
         unread = [layer.name for layer in cost.layers if layer.positions == 0]
@@ -131,9 +144,9 @@ def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> 
 def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     numbers = {}
     for case in chosen:
-        recipe = _built(case)
+        recipe = prepare(case, needs_data=False)
         missing = recipe.data.present()
-        analog = prepare_analog(recipe, load_weights(recipe.network, recipe.weights))
+        analog = prepare_analog(recipe, recipe.network)
         cost = price(analog, recipe.data, 1, recipe)
         numbers[case.name] = {**cost.numbers(), "layers": cost.rows()}
         if given.json:
@@ -155,11 +168,6 @@ def _cost_row(name: str, rho: str, cost: Cost | LayerCost) -> tuple[str, ...]:
     paper = "not modelled" if cost.energy_paper is None else f"{cost.energy_paper:.3g}"
     counts = f"{cost.cells:,}", f"{cost.reads:,}", quantity(cost.latency_s, "s")
     return name, *counts, rho, paper, quantity(cost.energy_cell_j, "J"), quantity(cost.energy_total_j, "J")
-
-
-def _built(case: Case) -> Recipe:
-    seed_everything(case.settings.seed, verbose=False)
-    return case.build()
 
 
 def _quiet_libraries() -> None:

@@ -1,6 +1,8 @@
 """What a recipe holds, and how a YAML file with its cases and overrides becomes recipes."""
 
 import copy
+import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,4 +222,19 @@ def _same_class(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
+    keys = re.findall(r'Parser key "([\w.]+)": ', text)
+    if keys:
+        text = text.rsplit(f'Parser key "{keys[-1]}": ', 1)[1].split(" - Expected a NoneType")[0]
+        text = f"{'.'.join(keys)}: {text}"
+    unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", text)
+    if unknown and keys:
+        return f"{'.'.join(keys)}: unknown key {unknown[1]}"
+    if unknown:
+        known = sorted(set(recipe_parser().get_defaults().keys(branches=True)) - {"config"})
+        close = difflib.get_close_matches(unknown[1], known, 1)
+        top = ", ".join(key for key in known if "." not in key)
+        return f"unknown key {unknown[1]}; " + (f"did you mean {close[0]}?" if close else f"there are {top}")
+    return text.replace("Expected a ", "expected ")

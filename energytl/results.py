@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 SUMMARY_KEYS = (
     "accuracy_median",
     "accuracy_q25",
@@ -37,6 +39,23 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
+    """torch.save, all of the file or nothing.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, part)
+        part.replace(path)
+    except RuntimeError as error:  # how torch.save reports a failed write
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from energytl.analog.convert import calibrate, configure, convert
 from energytl.analog.noise import fold
-from energytl.callbacks import History, SeededEpochs, StopAtNaN
+from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
@@ -36,7 +36,16 @@ from energytl.evaluation import (
 )
 from energytl.plots import case_figures
 from energytl.recipe import Case, Fit, Recipe, RecipeError
-from energytl.results import Result, finished, new_version, read_json, version_number, versions, write_json
+from energytl.results import (
+    Result,
+    finished,
+    new_version,
+    read_json,
+    version_number,
+    versions,
+    write_json,
+    write_tensors,
+)
 
 LEAST_RHO_READS = 5
 """Reads a test image gets at each step of the search for the least ρ."""
@@ -56,12 +65,8 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     if finished(folder):
         return dict(read_json(folder / "result.json"))
     started = time.monotonic()
-    seed_everything(case.settings.seed, workers=True, verbose=False)
-    recipe = case.build()
-    missing = recipe.data.present()
-    if missing and (recipe.pretrain or recipe.train or recipe.evaluation):
-        raise RecipeError(missing)
-    digital = load_weights(recipe.network, recipe.weights)
+    recipe = prepare(case, needs_data=True)
+    digital = recipe.network
     if recipe.pretrain is not None:
         _pretrain(case, recipe, digital, recipe_folder)
     device = _device(case)
@@ -97,6 +102,43 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     _log_to_tensorboard(logger, case, result)
     _write_result(folder, result)
     return result
+
+
+def prepare(case: Case, needs_data: bool) -> Recipe:
+    """The recipe, built and seeded, its data and weights loaded, if they are there.
+
+    Args:
+        case: what to build.
+        needs_data: raise if training or evaluation wants data that is not there.
+
+    Raises:
+        RecipeError: for what could not run through: a wrong setting, weights of another network, a network that does
+            not take the images, layers that would stay digital.
+    """
+    seed_everything(case.settings.seed, workers=True, verbose=False)
+    recipe = case.build()
+    load_weights(recipe.network, recipe.weights)
+    missing = recipe.data.present()
+    if needs_data and missing and (recipe.pretrain or recipe.train or recipe.evaluation):
+        raise RecipeError(f"case {case.name}: {missing}")
+    try:
+        with torch.no_grad():
+            outputs = recipe.network.eval()(torch.zeros(1, *recipe.data.shape))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"case {case.name}: the network does not take images of shape {recipe.data.shape}: {error}"
+        ) from error
+    if outputs.shape != (1, recipe.data.classes):
+        raise RecipeError(
+            f"case {case.name}: the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has "
+            f"{recipe.data.classes} classes: set the network's classes"
+        )
+    recipe.network.train()
+    try:
+        convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
+    except ValueError as error:
+        raise RecipeError(f"case {case.name}: {error}") from error
+    return recipe
 
 
 def prepare_analog(recipe: Recipe, digital: nn.Module) -> nn.Module:
@@ -178,9 +220,7 @@ def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Pat
     if not done.is_file():
         module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
         _fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
-        part = folder / "network.pt.part"
-        torch.save(network.state_dict(), part)
-        part.replace(done)
+        write_tensors(done, network.state_dict())
     load_weights(network, str(done))
     seed_everything(recipe.seed, workers=True, verbose=False)
 
@@ -196,8 +236,11 @@ def _fit(
 ) -> None:
     """Train with a checkpoint after each epoch, going on from the last one that is there."""
     last = checkpoints / "last.ckpt"
+    settings = case.trainer_settings()
+    plugins = settings.pop("plugins") or []
     trainer = Trainer(
-        **case.trainer_settings(),
+        **settings,
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()],
         max_epochs=fit.epochs,
         logger=logger or False,
         default_root_dir=checkpoints.parent,
