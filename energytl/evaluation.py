@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from energytl.analog.convert import analog_layers, configure
+from energytl.analog.inference import inference
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.read import Computation, Frozen, Noiseless
 
@@ -66,10 +67,8 @@ def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: s
     layers = list(analog_layers(network).values())
     before = layers[0].hardware.computation
     correct, images = [0] * len(draws), 0
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with inference(network):
             for number, (x, labels) in enumerate(tqdm(batches, label, leave=False, disable=not label)):
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 images += len(x)
@@ -79,21 +78,17 @@ def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: s
                     correct[i] += int((network(x).argmax(1) == labels).sum())
     finally:
         configure(network, computation=before)
-        network.train(training)
     return [count / images for count in correct]
 
 
 def digital_accuracy(network: nn.Module, batches: Batches, label: str) -> float:
     """Fraction of test images that a digital network classifies correctly."""
     device = next(network.parameters()).device
-    training = network.training
-    network.eval()
     correct = images = 0
-    with torch.no_grad():
+    with inference(network):
         for x, labels in tqdm(batches, label, leave=False, disable=not label):
             correct += int((network(x.to(device)).argmax(1) == labels.to(device)).sum())
             images += len(x)
-    network.train(training)
     return correct / images
 
 

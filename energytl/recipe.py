@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +20,8 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.read import Computation, Moments
 from energytl.cost.periphery import Periphery
 from energytl.data import ImageData
+from energytl.devices.cell import Cell
+from energytl.devices.fluctuation import Fluctuation
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
 
@@ -119,14 +121,14 @@ class Case:
     def build(self) -> Recipe:
         """The recipe with its network and data made. Random weights come from torch's global seed."""
         try:
-            built = recipe_parser().instantiate_classes(self.settings)
+            built = recipe_parser().instantiate(self.settings)
             return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
         except (ValueError, TypeError, ArgumentError) as error:
             raise RecipeError(f"case {self.name}: {_one_line(error)}") from error
 
     def trainer_settings(self) -> dict[str, Any]:
         """What the recipe sets of Lightning's Trainer, classes not yet made."""
-        built = recipe_parser().instantiate_classes(self.settings)
+        built = recipe_parser().instantiate(self.settings)
         return dict(vars(built.trainer))
 
     def resolved(self) -> dict[str, Any]:
@@ -136,12 +138,13 @@ class Case:
 
     def as_yaml(self) -> str:
         """The resolved recipe, ready to be run itself."""
-        text: str = recipe_parser().dump(self.settings, skip_none=False)
+        text: str = recipe_parser().dump(self.settings, skip_unset=False)
         return text
 
 
 def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     """The parser of everything that a recipe may hold."""
+    set_parsing_settings(subclasses_enabled=[Fluctuation, Cell])  # so that functions may return them, as presets do
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from energytl.analog.convert import calibrate, configure, convert
+from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
@@ -122,8 +123,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     if needs_data and missing and (recipe.pretrain or recipe.train or recipe.evaluation):
         raise RecipeError(f"case {case.name}: {missing}")
     try:
-        with torch.no_grad():
-            outputs = recipe.network.eval()(torch.zeros(1, *recipe.data.shape))
+        with inference(recipe.network):
+            outputs = recipe.network(torch.zeros(1, *recipe.data.shape))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise RecipeError(
             f"case {case.name}: the network does not take images of shape {recipe.data.shape}: {error}"
@@ -133,7 +134,6 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
             f"case {case.name}: the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has "
             f"{recipe.data.classes} classes: set the network's classes"
         )
-    recipe.network.train()
     try:
         convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
     except ValueError as error:

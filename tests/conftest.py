@@ -1,4 +1,7 @@
-"""Statistics, and a setting of torch, that the tests of several folders share."""
+"""Statistics, a setting of torch and the data sets that the tests of several folders share."""
+
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +67,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--data", type=Path, help="folder with MNIST, CIFAR and weights/ (see README); else beside the checkout"
+    )
+
+
+@pytest.fixture(scope="session")
+def packed_data(request) -> Path:
+    """The folder of packed data sets and weights: --data, or shared/data beside the checkout."""
+    folder = request.config.getoption("--data") or Path(__file__).parents[2] / "shared" / "data"
+    if not (folder / "unpack.py").is_file():
+        pytest.skip(f"no data sets in {folder}: give their folder with --data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_root(packed_data, tmp_path_factory) -> Path:
+    """The same data sets in torchvision's layout."""
+    root = tmp_path_factory.mktemp("data")
+    runpy.run_path(str(packed_data / "unpack.py"))["main"](str(root))
+    return root

@@ -1,15 +1,14 @@
 """From a digital network to an analog one and back, and what stayed digital, by name."""
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from energytl.analog.hardware import Hardware
+from energytl.analog.inference import inference
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.noise import NoiseStream
 
@@ -28,7 +27,8 @@ def convert(
     """An analog copy of the network: every Linear and Conv2d reads memory cells.
 
     The copy has its own modules, but shares Parameters and buffers with the network, and its state-dict keys are
-    the same; the network itself goes on computing digitally.
+    the same; the network itself goes on computing digitally. To use both on another device or in another type, move
+    the network before it is converted: moving one moves the shared Parameters, but not the other's buffers.
 
     Args:
         network: any module.
@@ -109,13 +109,14 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
     """
     for layer in analog_layers(analog).values():
-        layer.configure(dataclasses.replace(layer.hardware, **changes))
+        layer.configure(**changes)
     return analog
 
 
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
 
+    >>> import torch
     >>> layer = calibrate(convert(nn.Linear(2, 2)), [torch.tensor([[0.0, 1.0]])])
     >>> layer.input_range
     1.0
@@ -127,14 +128,11 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         ranges[layer].append(layer.best_input_range(inputs[0]))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in ranges]
-    training = analog.training
-    analog.eval()
     try:
-        with torch.no_grad():
+        with inference(analog):
             for batch in batches:
                 analog(batch)
     finally:
-        analog.train(training)
         for hook in hooks:
             hook.remove()
     for layer, seen in ranges.items():
@@ -167,7 +165,7 @@ def _analog_kind(module: nn.Module) -> type[AnalogLayer] | None:
 
 def _replace(network: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Module:
     for module in list(network.modules()):
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # named_children() leaves out a child's second name
             if child in swapped:
-                setattr(module, name, swapped[child])
+                module._modules[name] = swapped[child]
     return swapped.get(network, network)

@@ -1,5 +1,6 @@
 """The hardware of one layer in one frozen record."""
 
+import math
 from dataclasses import dataclass
 
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
@@ -34,5 +35,5 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Refuse a ρ that is no energy coefficient."""
-        if not self.rho > 0:
+        if not 0 < self.rho < math.inf:
             raise ValueError(f"hardware.rho is {self.rho}; allowed: above 0 (µS of a full-range weight)")

@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class AnalogLayer(nn.Module, ABC):
     It shares weight and bias with the digital layer and adds `log_rho` (trainable), `weight_range` (set from the
     weights when converted) and `input_range` (set by `energytl.calibrate`, or else from the first batch seen).
     Its state dict has the digital layer's keys and no others: what is added travels in the state dict's metadata,
-    so state dicts load both ways, and ρ is not lost.
+    so state dicts load both ways, and ρ is not lost. One without it, as of a digital network, sets the weight range
+    anew.
 
     Attributes:
         hardware: what the layer runs on; `energytl.configure` changes it.
@@ -30,6 +32,9 @@ class AnalogLayer(nn.Module, ABC):
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
             but for the read scheme's factor; 0 before the first.
     """
+
+    image_dims: int
+    """Dimensions of the input of a single image, without a batch."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -65,14 +70,14 @@ class AnalogLayer(nn.Module, ABC):
         """The range that rounds these inputs best."""
         return best_range(x, self.hardware.inputs.levels)
 
-    def configure(self, hardware: Hardware) -> None:
-        """Take other hardware; a new ρ or new bits take effect, all else about the layer stays."""
-        if hardware.rho != self.hardware.rho:
+    def configure(self, **changes: Any) -> None:  # noqa: ANN401
+        """Change fields of the hardware; a ρ or weight bits among them take effect, all else about the layer stays."""
+        self.hardware = replace(self.hardware, **changes)
+        if "rho" in changes:
             with torch.no_grad():
-                self.log_rho.fill_(math.log(hardware.rho))
-        if hardware.weights != self.hardware.weights:
-            self.weight_range = best_range(self.weight, hardware.weights.levels)
-        self.hardware = hardware
+                self.log_rho.fill_(math.log(self.hardware.rho))
+        if "weights" in changes:
+            self.weight_range = best_range(self.weight, self.hardware.weights.levels)
 
     def digital(self) -> nn.Module:
         """The torch.nn layer this one was made from, with this one's Parameters."""
@@ -82,12 +87,17 @@ class AnalogLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Read the array with the inputs x, as torch.nn's layer of the same name takes them."""
-        x = self.padded(x.to(self.weight.dtype))
-        self.positions = self.count_positions(x)
+        prepared = self.prepared(x)
+        self.positions = self.count_positions(prepared)
         if self.input_range is None:
-            self.input_range = self.best_input_range(x)
+            self.input_range = self.best_input_range(prepared)
         with torch.autocast(x.device.type, enabled=False):
-            return self.hardware.computation(self._array(x, self.input_range), x)
+            y = self.hardware.computation(self._array(prepared, self.input_range), prepared)
+        return y.squeeze(0) if x.dim() == self.image_dims else y
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Inputs as they reach the array: of the weights' type, a batch, padded as far as `multiply` does not."""
+        return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.weight.dtype))
 
     def _array(self, x: Tensor, input_range: float) -> Array:
         hardware = self.hardware
@@ -167,10 +177,14 @@ class AnalogLayer(nn.Module, ABC):
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
         complete = {**state_dict, prefix + "log_rho": rho}
         super()._load_from_state_dict(complete, prefix, local_metadata, *args)
+        if "log_rho" not in local_metadata:
+            self.weight_range = best_range(self.weight, self.hardware.weights.levels)
 
 
 class AnalogLinear(AnalogLayer):
     """torch.nn.Linear on an analog array; of (N, …, K) inputs the dots are the output positions of one image."""
+
+    image_dims = 1
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.linear(x, weight, bias)
@@ -188,10 +202,10 @@ class AnalogLinear(AnalogLayer):
         return x
 
     def count_positions(self, x: Tensor) -> int:  # noqa: D102
-        return x[0].numel() // x.shape[-1] if x.dim() > 1 else 1
+        return math.prod(x.shape[1:-1])
 
     def unfold(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x.reshape(len(x) if x.dim() > 1 else 1, -1, 1, x.shape[-1])
+        return x.reshape(len(x), self.count_positions(x), 1, x.shape[-1])
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(*x.shape[:-1], -1)
@@ -212,6 +226,8 @@ class AnalogConv2d(AnalogLayer):
     Works in torch's channels-last memory format and passes it on: its products are faster so.
     """
 
+    image_dims = 3
+
     def __init__(self, digital: nn.Conv2d, hardware: Hardware, noise: NoiseStream, index: int) -> None:
         super().__init__(digital, hardware, noise, index)
         self.stride, self.dilation, self.groups = digital.stride, digital.dilation, digital.groups
@@ -229,9 +245,6 @@ class AnalogConv2d(AnalogLayer):
     def multiply_backward(  # noqa: D102
         self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
     ) -> tuple[Tensor | None, Tensor]:
-        image = x.dim() == 3
-        if image:
-            grad, x = grad.unsqueeze(0), x.unsqueeze(0)
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad,
             x,
@@ -245,15 +258,15 @@ class AnalogConv2d(AnalogLayer):
             self.groups,
             (wants_x, True, False),
         )
-        return grad_x.squeeze(0) if image and wants_x else grad_x, grad_weight
+        return grad_x, grad_weight
 
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
-        return grad.sum(-1).sum(-1).reshape(-1, grad.shape[-3]).sum(0)
+        return grad.sum((0, 2, 3))
 
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         if any(self.outer_padding):
             x = F.pad(x, self.outer_padding, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         sizes = [
@@ -275,7 +288,7 @@ class AnalogConv2d(AnalogLayer):
 
     def unfold(self, x: Tensor) -> Tensor:  # noqa: D102
         columns = F.unfold(
-            x if x.dim() == 4 else x.unsqueeze(0),
+            x,
             self.weight.shape[-2:],
             self.dilation,
             self.inner_padding,
@@ -284,8 +297,7 @@ class AnalogConv2d(AnalogLayer):
         return columns.transpose(1, 2).unflatten(2, (self.groups, -1))
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        image = y.flatten(2).transpose(1, 2).unflatten(2, self._output_size(x))
-        return image if x.dim() == 4 else image.squeeze(0)
+        return y.flatten(2).transpose(1, 2).unflatten(2, self._output_size(x))
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102

@@ -5,6 +5,7 @@ sign and magnitude: the word line carries a positive or a negative pulse (as Neu
 input needs neither more cells nor more reads than an unsigned one.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ def fake_quantize(x: Tensor, full_range: float, levels: int) -> Tensor:
 
 
 def gradient_inside(grad: Tensor, x: Tensor, full_range: float) -> Tensor:
-    """The straight-through gradient of rounding: grad where |x| < full_range, else 0."""
-    return torch.ops.aten.hardtanh_backward(grad, x, -full_range, full_range)
+    """The straight-through gradient of rounding: grad where |x| ≤ full_range, else 0."""
+    beyond = full_range * (1 + 2.0**-20)  # hardtanh's own gradient stops at its ends
+    return torch.ops.aten.hardtanh_backward(grad, x, -beyond, beyond)
 
 
 class _Round(torch.autograd.Function):
@@ -90,6 +92,8 @@ def best_range(x: Tensor, levels: int) -> float:
     """
     values = x.detach().flatten().float()
     largest = max(abs(float(end)) for end in torch.aminmax(values))
+    if not math.isfinite(largest):
+        raise ValueError("the numbers to be rounded hold NaN or infinity: look at the data and the weights")
     if largest == 0:
         return 1.0
     if values.numel() > 4096:  # a large prime stride, so that the sample does not follow rows or channels

@@ -206,6 +206,7 @@ class Array:
         stored = self.mapping.stored(self.weight, self.weights)
         spread = amplitude(stored, self.rho, self.fluctuation)
         states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
+        spread = spread * stored.detach().sign()  # a state moves the conductance, whatever the sign it stands for
         significances = spread.new_tensor(self.mapping.significances(self.weights))
         shape = (-1, *[1] * self.weight.dim())
         return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
@@ -290,7 +291,7 @@ class Exact(Computation):
         _, positions, groups, _ = patches.shape
         stored = array.mapping.stored(array.weight, array.weights)
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
-        spread = amplitude(stored, array.rho, array.fluctuation)
+        spread = amplitude(stored, array.rho, array.fluctuation) * stored.detach().sign()
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
         parts = [self._read(array, part, stored, spread) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)
@@ -377,7 +378,7 @@ class _ReadMoments(torch.autograd.Function):
         array, wants_x = ctx.array, ctx.needs_input_grad[0]
         quantised, variance = _encode(x, array, ctx.held)
         grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x)
-        grad_deviation = slope.mul_(grad).mul_(0.5)
+        grad_deviation = (slope * grad).mul_(0.5)
         grad_variance, grad_squares = array.multiply_backward(grad_deviation, variance, squares, wants_x)
         if grad_x is not None and grad_variance is not None:
             grad_x = grad_x.addcmul_(quantised, grad_variance, value=2 * _curvature(array, ctx.held))

@@ -86,7 +86,6 @@ def conversions(layer: AnalogLayer, reads: int, periphery: Periphery) -> int:
 
 
 def _integers(layer: AnalogLayer, x: Tensor) -> Tensor:
-    padded = layer.padded(x)
     if layer.input_range is None:
         raise RuntimeError("the layer's inputs have no range yet: calibrate the network or run it once")
-    return round_to_integers(padded, layer.input_range, layer.hardware.inputs.levels)
+    return round_to_integers(layer.prepared(x), layer.input_range, layer.hardware.inputs.levels)

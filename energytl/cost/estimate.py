@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
-import torch
 from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers
+from energytl.analog.inference import inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (
     cell_energy,
@@ -125,7 +125,7 @@ def estimate(
         periphery: the circuits around the arrays; None leaves them out: no total energy, latency of reads alone.
         blank: the example has the right shape but no meaning: energies are None.
 
-    >>> import energytl
+    >>> import energytl, torch
     >>> cost = estimate(energytl.convert(nn.Linear(4, 2)), torch.ones(1, 4))
     >>> cost.cells, cost.reads
     (8, 1)
@@ -137,10 +137,9 @@ def estimate(
         inputs[layer].append(arguments[0])
 
     hooks = [layer.register_forward_hook(note) for layer in inputs]
-    training = analog.training
-    analog.eval()
+    ranges = {layer: layer.input_range for layer in inputs}
     try:
-        with torch.no_grad():
+        with inference(analog):
             analog(example)
             return Cost(
                 tuple(
@@ -149,9 +148,11 @@ def estimate(
                 )
             )
     finally:
-        analog.train(training)
         for hook in hooks:
             hook.remove()
+        if blank:  # its activations are no inputs to calibrate on
+            for layer, input_range in ranges.items():
+                layer.input_range = input_range
 
 
 def mean_cost(costs: list[Cost]) -> Cost:
@@ -176,7 +177,7 @@ def _layer_cost(
 ) -> LayerCost:
     hardware = layer.hardware
     groups, rows, outputs = layer.matrix_shape
-    positions = sum(layer.count_positions(layer.padded(x)) * len(x) for x in inputs) // images
+    positions = sum(layer.count_positions(x) * len(x) for x in map(layer.prepared, inputs)) // images
     reads = positions * hardware.read.reads(hardware.inputs)
     read_s = hardware.cell.read_s
     if periphery:

@@ -46,13 +46,13 @@ class Fluctuation:
 
     def __post_init__(self) -> None:
         """Refuse what is not a fluctuation."""
-        if self.intensity < 0:
+        if not 0 <= self.intensity < math.inf:
             raise ValueError(f"fluctuation.intensity is {self.intensity}; allowed: 0 or more")
-        if self.floor < 0:
+        if not 0 <= self.floor < math.inf:
             raise ValueError(f"fluctuation.floor is {self.floor}; allowed: 0 or more")
         if not 0 <= self.saturation <= 1:
             raise ValueError(f"fluctuation.saturation is {self.saturation}; allowed: 0 to 1")
-        if self.corner_siemens <= 0:
+        if not 0 < self.corner_siemens < math.inf:
             raise ValueError(f"fluctuation.corner_siemens is {self.corner_siemens}; allowed: above 0 S")
         if not 0 <= self.correlation <= 1:
             raise ValueError(f"fluctuation.correlation is {self.correlation}; allowed: 0 to 1")

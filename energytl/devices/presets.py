@@ -4,19 +4,19 @@ from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 
 
-def weak() -> Fluctuation:
+def weak(correlation: float = 0.0) -> Fluctuation:
     """Half the normal telegraph noise (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
-    return Fluctuation(intensity=0.5)
+    return Fluctuation(intensity=0.5, correlation=correlation)
 
 
-def normal() -> Fluctuation:
+def normal(correlation: float = 0.0) -> Fluctuation:
     """ΔG = 0.1662 µS + 0.0015·G (He et al., DAC 2019), saturating at low conductance (Ielmini 2010)."""
-    return Fluctuation()
+    return Fluctuation(correlation=correlation)
 
 
-def strong() -> Fluctuation:
+def strong(correlation: float = 0.0) -> Fluctuation:
     """Twice the normal telegraph noise (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
-    return Fluctuation(intensity=2.0)
+    return Fluctuation(intensity=2.0, correlation=correlation)
 
 
 def mnsim_cell() -> Cell:

@@ -63,14 +63,14 @@ def test_best_range_errs_least_of_all_fractions_tried(kind, levels):
 
 
 def test_best_range_of_many_values_samples_rows_and_channels_alike():
-    # One channel in 64 is twenty times larger: a sample that follows it, or misses it, finds another range.
+    # Every other channel is ten times larger: a sample of some channels only finds another range.
     values = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
-    values[:, 5] *= 20
+    values[:, 1::2] *= 10
     largest = float(values.abs().max())
     found = rounding_errors(values, best_range(values, 15), 15)
     best = min((rounding_errors(values, largest * i / 50, 15) for i in range(1, 51)), key=lambda error: error.mean())
     excess = found - best
-    assert float(excess.mean()) <= 5 * float(excess.std()) / 4096**0.5
+    assert float(excess.mean()) <= 5 * float(excess.std()) / 4096**0.5  # 4,096 values are sampled
 
 
 def test_best_range_scales_with_the_values():

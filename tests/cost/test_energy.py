@@ -46,13 +46,15 @@ MAPPINGS = {  # magnitudes of the cells on the lines that are read, for the weig
     DifferentialPair(): lambda u: [u, 0.0],
     BitCells(): lambda u: [float(round(u * 15) >> p & 1) for p in range(4)],
 }
-LAYERS = {
-    "linear": (lambda: nn.Linear(5, 3), (2, 5)),
-    "tokens": (lambda: nn.Linear(5, 3), (2, 4, 5)),
+LAYERS = {  # torch's layer, shape of its inputs, and its groups, rows and outputs of each group
+    "linear": (lambda: nn.Linear(5, 3), (2, 5), (1, 5, 3)),
+    "tokens": (lambda: nn.Linear(5, 3), (2, 4, 5), (1, 5, 3)),
     "convolution": (
         lambda: nn.Conv2d(4, 6, (2, 3), stride=(1, 2), padding=(1, 0), dilation=(1, 2), groups=2),
         (2, 4, 3, 7),
+        (2, 12, 3),
     ),
+    "circular": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 2, 3, 4), (1, 18, 3)),
 }
 
 every_layer = pytest.mark.parametrize("layer", LAYERS)
@@ -61,7 +63,7 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 
 
 def analog_and_inputs(layer, **hardware):
-    make, shape = LAYERS[layer]
+    make, shape, _ = LAYERS[layer]
     torch.manual_seed(0)
     hardware = Hardware(**{"cell": CELL, "rho": RHO, "computation": Noiseless(), **hardware})
     network = convert(make().double(), hardware).double()
@@ -69,27 +71,31 @@ def analog_and_inputs(layer, **hardware):
     return network, torch.rand(shape, dtype=torch.float64) * 2 - 1
 
 
+def nearest(values, full_range, levels):
+    """|Integers| nearest to the values, cut off at levels."""
+    return [min(levels, round(abs(value) * levels / full_range)) for value in values.detach().flatten().tolist()]
+
+
 def meetings(network, x):
-    """(|integer input|, |weight u|) for each image, position, row and output, by loops."""
-    step, cell_range = 0.9 / 31, network.weight_range
-    integers = [min(31, round(abs(value) / step)) for value in x.flatten().tolist()]
-    integers = torch.tensor(integers).reshape(x.shape)
-    weight = network.weight.detach()
-    u = torch.tensor([min(15, round(abs(w) / (cell_range / 15))) / 15 for w in weight.flatten().tolist()])
-    u = u.reshape(weight.shape)
-    if weight.dim() == 2:
-        for row in integers.reshape(-1, 5):
-            for output, k in product(range(3), range(5)):
-                yield int(row[k]), float(u[output, k])
+    """(|integer input|, |weight u|) for each image, position, output and row, by loops."""
+    integers = torch.tensor(nearest(x, 0.9, 31)).reshape(x.shape)
+    u = torch.tensor(nearest(network.weight, network.weight_range, 15)).reshape(network.weight.shape) / 15
+    if u.dim() == 2:
+        for row, output, k in product(integers.reshape(-1, 5), range(3), range(5)):
+            yield int(row[k]), float(u[output, k])
         return
-    _, channels, height, width = x.shape
-    for image, output, top, left in product(range(len(x)), range(6), range(-1, height), range(0, width - 4, 2)):
-        group = output // 3
-        for channel, i, j in product(range(2), range(2), range(3)):
-            row, column = top + i, left + 2 * j
-            if 0 <= row < height and column < width:
-                yield int(integers[image, 2 * group + channel, row, column]), float(u[output, channel, i, j])
-    assert channels == 4
+    layer, (_, _, high, wide) = network.digital(), x.shape
+    outputs, channels, *kernel = u.shape
+    _, _, *size = network(x).shape
+    for image, output, top, left in product(range(len(x)), range(outputs), *map(range, size)):
+        first_channel = output // (outputs // layer.groups) * channels
+        for channel, i, j in product(range(channels), *map(range, kernel)):
+            row = top * layer.stride[0] - layer.padding[0] + i * layer.dilation[0]
+            column = left * layer.stride[1] - layer.padding[1] + j * layer.dilation[1]
+            if layer.padding_mode == "circular":
+                row, column = row % high, column % wide
+            if 0 <= row < high and 0 <= column < wide:
+                yield int(integers[image, first_channel + channel, row, column]), float(u[output, channel, i, j])
 
 
 @every_layer
@@ -119,13 +125,9 @@ def test_cell_energy_is_voltage_squared_times_conductance_times_time(layer, mapp
 @every_mapping
 def test_regularised_energy_is_positions_times_rho_times_weights(layer, mapping):
     network, x = analog_and_inputs(layer, mapping=mapping)
-    network(x)
-    outputs_of_an_image = network(x)[0].numel()
-    positions = outputs_of_an_image // (3 if network.weight.dim() == 2 else 6)
-    magnitudes = [
-        sum(MAPPINGS[mapping](min(15, round(abs(w) / (network.weight_range / 15))) / 15))
-        for w in network.weight.flatten().tolist()
-    ]
+    groups, _, outputs = LAYERS[layer][2]
+    positions = network(x)[0].numel() // (groups * outputs)
+    magnitudes = [sum(MAPPINGS[mapping](n / 15)) for n in nearest(network.weight, network.weight_range, 15)]
     energy = regularised_energy(network)
     assert float(energy.detach()) == pytest.approx(positions * RHO * sum(magnitudes), rel=1e-6)
 
@@ -160,7 +162,7 @@ def test_the_number_of_reads_is_unknown_before_the_first():
 def test_periphery_counts_every_array_that_a_layer_is_cut_into(layer, mapping, rows, columns):
     network, _ = analog_and_inputs(layer, mapping=mapping)
     periphery = Periphery(rows, columns, WaldenConverter(6, 3e-15), row_driver_j=5e-13, shift_add_j=7e-14)
-    groups, inputs, outputs = {"convolution": (2, 12, 3)}.get(layer, (1, 5, 3))
+    groups, inputs, outputs = LAYERS[layer][2]
     cells, sensed = {OneCell(): (1, 1), DifferentialPair(): (2, 1), BitCells(): (5, 4)}[mapping]
     converted = driven = 0
     for _group in range(groups):

@@ -189,7 +189,6 @@ def test_estimating_leaves_no_traces(images):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@pytest.mark.xfail(reason="every module gets the mode of the network", strict=True)
 def test_estimating_leaves_frozen_modules_frozen(images):
     network = small().train()
     network[1].eval()
@@ -197,14 +196,12 @@ def test_estimating_leaves_frozen_modules_frozen(images):
     assert not network[1].training
 
 
-@pytest.mark.xfail(reason="a blank example sets the input ranges", strict=True)
 def test_a_blank_example_sets_no_input_range(images):
     network = small()
     estimate(network, torch.zeros_like(images), blank=True)
     assert [layer.input_range for layer in analog_layers(network).values()] == [None] * 3
 
 
-@pytest.mark.xfail(reason="energies take the inputs before they have the weight's type", strict=True)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_inputs_of_other_types_are_estimated(dtype):
     network = convert(nn.Linear(6, 4), Hardware(computation=Noiseless()))

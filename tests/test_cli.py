@@ -1,0 +1,257 @@
+"""The command line as a user types it, on a recipe that trains in seconds."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+
+from energytl import callbacks, cli, convert, results
+from energytl.models import mlp
+
+SETTINGS = {
+    "network": {"class_path": "energytl.models.mlp", "init_args": {"hidden": [16]}},
+    "data": {"class_path": "energytl.data.Digits", "init_args": {"batch_size": 250}},
+    "pretrain": {"epochs": 3},
+    "train": {"epochs": 3},
+    "hardware": {"rho": 0.5},
+    "evaluation": {"reads": 3, "chips": 2, "images": 200},
+    "cases": {
+        "traditional": {"training_computation": "Noiseless", "train.epochs": 1},
+        "A+B+C": {"objective.energy_weight": 0.2, "hardware.read": "BitSerialRead"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS, sort_keys=False), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
+    return out / "tiny"
+
+
+def plain(folder):
+    """A result without what differs from run to run."""
+    return {key: value for key, value in results.read_json(folder).items() if key not in ("seconds", "finished")}
+
+
+def test_summary_holds_plain_numbers_for_every_case(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary) == ["traditional", "A+B+C"]
+    for row in summary.values():
+        assert set(row) == set(results.SUMMARY_KEYS)
+        assert all(isinstance(value, float | int) for value in row.values())
+        assert 0.3 < row["accuracy_q25"] <= row["accuracy_median"] <= row["accuracy_q75"] <= 1
+        assert row["cells"] == 784 * 16 + 16 * 10
+    assert [row["reads"] for row in summary.values()] == [2, 10]
+
+
+def test_a_run_leaves_recipe_result_events_and_checkpoints(finished):
+    version = finished / "A+B+C" / "version_0"
+    assert {path.name for path in version.iterdir()} >= {"recipe.yaml", "result.json", "checkpoints", "hparams.yaml"}
+    assert list(version.glob("events.out.tfevents.*"))
+    assert len(json.loads((version / "result.json").read_text())["history"]) == 3
+
+
+def test_the_energy_term_lowers_the_energy(finished):
+    history = results.read_json(finished / "A+B+C" / "version_0" / "result.json")["history"]
+    assert history[-1]["train/energy"] < history[0]["train/energy"]
+
+
+def test_a_checkpoint_loads_safely_and_brings_back_rho(finished):
+    version = finished / "A+B+C" / "version_0"
+    content = torch.load(version / "checkpoints" / "last.ckpt", weights_only=True)
+    state = content["state_dict"]
+    analog = torch.nn.ModuleDict({"network": convert(mlp(hidden=(16,)))})
+    analog.load_state_dict({**state}, strict=False)
+    rho = [layer["rho"] for layer in results.read_json(version / "result.json")["layers"]]
+    named = type(state)((name, tensor) for name, tensor in state.items() if name.startswith("network."))
+    named._metadata = state._metadata
+    analog.load_state_dict(named)
+    assert [float(analog["network"][i].rho.detach()) for i in (1, 3)] == pytest.approx(rho, rel=1e-6)
+
+
+def test_report_is_made_from_finished_runs_alone(finished, capsys):
+    before = (finished / "summary.json").read_text()
+    for made in (*finished.glob("*.png"), finished / "report.html", finished / "summary.json"):
+        made.unlink()
+    assert cli.main(["report", str(finished)]) == 0
+    assert (finished / "summary.json").read_text() == before
+    page = (finished / "report.html").read_text("utf-8")
+    assert "A+B+C" in page
+    assert page.count("data:image/png;base64,") == len(list(finished.glob("*.png"))) == 5
+    assert "not modelled: input buffers" in capsys.readouterr().out
+
+
+def test_tensorboard_has_curves_hyperparameters_and_figures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = {"scalars": set(), "images": set()}
+    sessions = 0
+    for path in (finished / "A+B+C" / "version_0").glob("events*"):
+        events = EventAccumulator(str(path)).Reload()
+        for kind in tags:
+            tags[kind] |= set(events.Tags()[kind])
+        sessions += "_hparams_/session_start_info" in events.SummaryMetadata if hasattr(events, "x") else 0
+        sessions += "_hparams_/session_start_info" in events.summary_metadata
+    assert {"train/loss", "val/accuracy", "train/energy", "rho/1", "result/accuracy_median"} <= tags["scalars"]
+    assert {"energy_by_layer", "rho_by_layer"} <= tags["images"]
+    assert sessions == 1
+
+
+def test_nothing_finished_is_overwritten_and_pretraining_is_not_repeated(recipe, finished, monkeypatch):
+    first = (finished / "traditional" / "version_0" / "result.json").read_bytes()
+    stages = []
+    fit = callbacks.Trainer.fit
+    monkeypatch.setattr(callbacks.Trainer, "fit", lambda *a, **k: (stages.append(a), fit(*a, **k))[1])
+    arguments = ["run", str(recipe), "--out", str(finished.parent), "--cases", "traditional"]
+    assert cli.main(arguments) == 0
+    assert len(stages) == 1
+    assert (finished / "traditional" / "version_0" / "result.json").read_bytes() == first
+    again = plain(finished / "traditional" / "version_1" / "result.json")
+    assert again == plain(finished / "traditional" / "version_0" / "result.json")
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert len(stages) == 1
+    assert not (finished / "traditional" / "version_2").exists()
+
+
+@pytest.mark.parametrize("steps", [20, 70], ids=["while pre-training", "while training"])
+def test_an_interrupted_run_resumes_to_the_same_result(recipe, finished, tmp_path, monkeypatch, capsys, steps):
+    arguments = ["run", str(recipe), "--out", str(tmp_path), "--cases", "A+B+C"]
+    watched = callbacks.StopAtNaN.on_train_batch_end
+    seen = []
+
+    def interrupt(*values):
+        seen.append(1)
+        if len(seen) == steps:
+            raise KeyboardInterrupt
+        watched(*values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StopAtNaN, "on_train_batch_end", interrupt)
+        assert cli.main(arguments) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "summary.json").exists()
+    assert cli.main([*arguments, "--resume"]) == 0
+    unbroken = plain(finished / "A+B+C" / "version_0" / "result.json")
+    assert plain(tmp_path / "tiny" / "A+B+C" / "version_0" / "result.json") == unbroken
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("energytl: ")
+    return error
+
+
+def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path, capsys):
+    optimizer = ["--pretrain.optimizer=torch.optim.SGD", "--pretrain.optimizer.lr=1.0e+12"]
+    assert cli.main(["run", str(recipe), "--out", str(tmp_path), *optimizer]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("energytl: ")]
+    assert re.search(r"the loss became (nan|inf) in epoch 1, step \d+: lower the learning rate", lines[-1])
+
+
+def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatch, capsys):
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(results.torch, "save", full)
+    assert cli.main(["run", str(recipe), "--out", str(tmp_path)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("energytl: ")]
+    assert "No space left on device" in lines[-1]
+    assert "--resume" in lines[-1]
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weights", "none.pt"], "weights none.pt not found"),
+        (["--weights", __file__], "not a file of torch.save, or damaged"),
+        (["--network", "energytl.models.resnet20"], "does not take images of shape (1, 28, 28)"),
+        (["--network.classes", "5"], "gives (5,) numbers for an image"),
+        (["--network", "torch.nn.Flatten"], "gives (784,) numbers"),
+        (["--data", "energytl.data.MNIST", "--data.root", "nowhere"], "data.root nowhere holds no readable MNIST"),
+        (["--cases", "D"], "--cases: no case 'D'; there are: traditional, A+B+C"),
+        (["--hardware.rho", "-1"], "hardware.rho is -1.0"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_before_anything_runs(recipe, tmp_path, capsys, arguments, says):
+    assert cli.main(["run", str(recipe), "--out", str(tmp_path), *arguments]) == 2
+    assert says in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_network_are_named(recipe, tmp_path, capsys):
+    torch.save(mlp(hidden=(8, 8)).state_dict(), tmp_path / "other.pt")
+    assert cli.main(["check", str(recipe), "--weights", str(tmp_path / "other.pt")]) == 2
+    assert "is of another network: it has an unknown 5." in one_line(capsys)
+
+
+def test_layers_that_would_stay_digital_are_refused(recipe, tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_attention.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.head = nn.Linear(28, 32), nn.Linear(32, 10)\n"
+        "        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)\n"
+        "    def forward(self, x):\n"
+        "        x = self.embed(x.squeeze(1))\n"
+        "        return self.head(self.attention(x, x, x)[0].mean(1))\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["check", str(recipe), "--cases", "traditional", "--network", "my_attention.Net"]
+    assert cli.main(arguments) == 2
+    assert "attention.in_proj_weight" in one_line(capsys)
+    assert cli.main([*arguments, "--strict", "false"]) == 0
+    assert "left digital: attention.in_proj_weight, attention.out_proj.weight" in capsys.readouterr().out
+
+
+def test_check_says_what_would_run(recipe, capsys):
+    assert cli.main(["check", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert "Digits, 4000 images to train, 1000 to test" in out
+    assert "2 analog; left digital: none" in out
+    assert "pre-train 3 epochs, train 1 epochs" in out
+
+
+def test_check_of_missing_data_tells_and_fails(recipe, capsys):
+    assert (
+        cli.main(["check", str(recipe), "--data", "energytl.data.CIFAR10", "--network", "energytl.models.resnet20"])
+        == 2
+    )
+    assert "holds no readable CIFAR10" in capsys.readouterr().out
+
+
+def test_cost_prints_the_same_keys_and_layers(recipe, capsys):
+    assert cli.main(["cost", str(recipe), "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["A+B+C"]
+    keys = {"energy_paper", "energy_cell_j", "energy_total_j", "latency_s", "cells", "reads"}
+    assert set(cost) == keys | {"layers"}
+    assert cost["energy_paper"] == pytest.approx(sum(layer["energy_paper"] for layer in cost["layers"]))
+    assert cli.main(["cost", str(recipe), "--cases", "A+B+C"]) == 0
+    assert "all layers" in capsys.readouterr().out
+
+
+def test_help_and_resolved_settings(recipe, capsys):
+    assert cli.main(["run", str(recipe), "--help"]) == 0
+    assert "--hardware.cell" in capsys.readouterr().out
+    assert cli.main(["run", str(recipe), "--print_config"]) == 0
+    assert "# case A+B+C" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["report", "nowhere"], ["run", "none.yaml"]])
+def test_wrong_usage_is_one_line(arguments, capsys):
+    assert cli.main(arguments) == 2
+    one_line(capsys)

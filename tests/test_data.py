@@ -1,0 +1,123 @@
+"""Data modules: what they load, and what they say when it is not there."""
+
+import pytest
+import torch
+from PIL import Image
+
+from energytl import data
+
+
+def labels_of(dataset):
+    return torch.tensor([label for _, label in dataset])
+
+
+def test_digits_are_split_by_class_alike():
+    digits = data.Digits()
+    digits.setup()
+    assert labels_of(digits.train_set).bincount().tolist() == [400] * 10
+    assert labels_of(digits.test_set).bincount().tolist() == [100] * 10
+    image, _ = digits.train_set[0]
+    assert image.shape == digits.shape
+    assert 0 == image.min() < image.max() == 1
+
+
+def test_no_digit_is_in_both_sets():
+    digits = data.Digits()
+    digits.setup()
+    train = {image.numpy().tobytes() for image, _ in digits.train_set}
+    assert not any(image.numpy().tobytes() in train for image, _ in digits.test_set)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        digits = data.Digits(batch_size=4000, seed=seed)
+        digits.setup()
+        loader = digits.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return next(iter(loader))[1].tolist()
+
+    torch.manual_seed(1)
+    first = order(0, 3)
+    torch.manual_seed(2)
+    assert order(0, 3) == first
+    assert order(0, 4) != first != order(1, 3)
+
+
+def test_part_of_the_test_images_is_spread_evenly():
+    digits = data.Digits()
+    digits.setup()
+    labels = torch.cat([labels for _, labels in digits.test_dataloader(50)])
+    assert labels.bincount().tolist() == [5] * 10
+
+
+@pytest.mark.parametrize("kind", [data.MNIST, data.FashionMNIST, data.CIFAR10, data.CIFAR100])
+def test_missing_data_is_said_in_one_line(kind, tmp_path):
+    problem = kind(root=str(tmp_path)).present()
+    assert problem.startswith(f"data.root {tmp_path} holds no readable {kind.__name__}")
+    assert "--data.root" in problem
+    assert "\n" not in problem
+
+
+def test_missing_folders_are_said_in_one_line(tmp_path):
+    assert data.ImageFolder(train=str(tmp_path / "none")).present().startswith("data.train")
+    assert data.ImageNet(root=str(tmp_path)).present().startswith("data.root")
+
+
+def test_a_corrupt_file_is_said_in_one_line(data_root, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for path in (data_root / "cifar-10-batches-py").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes()[:1000])
+    assert "holds no readable CIFAR10" in data.CIFAR10(root=str(tmp_path)).present()
+
+
+def photographs(folder, classes=3, images=5):
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(images):
+            Image.new("RGB", (40, 30), (80 * label, 40 * number, 0)).save(folder / f"class{label}" / f"{number}.png")
+    return folder
+
+
+def test_an_image_folder_keeps_a_part_of_each_class_for_testing(tmp_path):
+    folder = data.ImageFolder(train=str(photographs(tmp_path / "all")), size=16, test_fraction=0.4)
+    assert folder.present() is None
+    assert folder.classes == 3
+    assert labels_of(folder.train_set).bincount().tolist() == [3, 3, 3]
+    assert labels_of(folder.test_set).bincount().tolist() == [2, 2, 2]
+    assert folder.test_set[0][0].shape == folder.shape == (3, 16, 16)
+    assert not set(folder.train_set.indices) & set(folder.test_set.indices)
+
+
+def test_an_image_folder_of_its_own_for_testing(tmp_path):
+    train, test = photographs(tmp_path / "train"), photographs(tmp_path / "test", images=2)
+    folder = data.ImageFolder(train=str(train), test=str(test), size=16)
+    folder.setup()
+    assert (len(folder.train_set), len(folder.test_set)) == (15, 6)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(data.MNIST, (60000, 10000)), (data.CIFAR10, (50000, 10000))])
+def test_real_data_sets(data_root, kind, sizes):
+    images = kind(root=str(data_root), batch_size=16)
+    assert images.present() is None
+    assert (len(images.train_set), len(images.test_set)) == sizes
+    x, labels = next(iter(images.train_dataloader()))
+    assert x.shape == (16, *images.shape)
+    assert labels.max() < images.classes
+
+
+def test_classes_of_cifar100_keep_the_order_of_their_names(data_root):
+    names = ("woman", "beaver")
+    pair = data.CIFAR100(root=str(data_root), names=names)
+    pair.setup()
+    assert pair.classes == 2
+    assert labels_of(pair.test_set).bincount().tolist() == [100, 100]
+    both = data.CIFAR100(root=str(data_root), names=names[::-1])
+    both.setup()
+    assert both.test_set[0][1] != pair.test_set[0][1]
+    assert torch.equal(both.test_set[0][0], pair.test_set[0][0])
+
+
+@pytest.mark.parametrize(("name", "says"), [("unicorn", "which CIFAR-100 does not"), ("tank", "hold no images of")])
+def test_classes_that_are_not_there(data_root, name, says):
+    assert says in data.CIFAR100(root=str(data_root), names=("beaver", name)).present()

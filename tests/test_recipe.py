@@ -1,0 +1,134 @@
+"""Recipes: cases, overrides, and one clear line for what is wrong."""
+
+import pytest
+import yaml
+from torch import nn
+
+from energytl import BitSerialRead, RepeatedRead
+from energytl.recipe import RecipeError, read
+
+BASE = {"network": "energytl.models.lenet", "data": "energytl.data.Digits"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), "utf-8")
+        return path
+
+    return write
+
+
+def test_a_recipe_without_cases_is_one_case_named_after_its_file(written):
+    (case,) = read(written(BASE, "mine.yaml"), [])
+    assert case.name == "mine"
+    assert case.build().hardware.rho == 10.0
+
+
+def test_cases_keep_their_order_and_differ_in_what_they_name(written):
+    cases = {"z": {"hardware.rho": 2}, "a": {"hardware": {"read": "BitSerialRead"}}, "m": None}
+    built = {case.name: case.build() for case in read(written(BASE | {"cases": cases}), [])}
+    assert list(built) == ["z", "a", "m"]
+    assert built["z"].hardware.rho == 2
+    assert built["a"].hardware.read == BitSerialRead()
+    assert built["a"].hardware.rho == built["m"].hardware.rho == 10
+
+
+def test_a_case_with_another_class_keeps_nothing_of_the_old_ones_arguments(written):
+    read_scheme = {"class_path": "energytl.RepeatedRead", "init_args": {"times": 7}}
+    cases = {"a": {"hardware.read": {"class_path": "energytl.BitSerialRead"}}, "b": {}}
+    built = [case.build() for case in read(written(BASE | {"hardware": {"read": read_scheme}, "cases": cases}), [])]
+    assert [recipe.hardware.read for recipe in built] == [BitSerialRead(), RepeatedRead(7)]
+
+
+def test_overrides_win_over_cases(written):
+    path = written(BASE | {"cases": {"a": {"hardware.rho": 2}}})
+    (case,) = read(path, ["--hardware.rho=3", "--trainer.accelerator=cpu"])
+    assert case.build().hardware.rho == 3
+    assert case.trainer_settings()["accelerator"] == "cpu"
+
+
+def test_the_resolved_recipe_is_a_recipe_that_says_the_same(written):
+    (case,) = read(written(BASE | {"train": {"epochs": 3}, "objective": {"energy_weight": 1.0e-3}}), [])
+    (again,) = read(written(case.as_yaml(), "again.yaml"), [])
+    assert again.resolved() == case.resolved()
+
+
+def test_a_users_own_network_and_device(written, tmp_path, monkeypatch):
+    (tmp_path / "my_lab.py").write_text(
+        "import torch.nn as nn\n"
+        "from energytl import Fluctuation\n"
+        "def my_network(width: int = 8) -> nn.Module:\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))\n"
+        "def my_device(intensity: float = 1.0) -> Fluctuation:\n"
+        "    return Fluctuation(intensity=intensity, floor=0.01)\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = {"class_path": "my_lab.my_network", "init_args": {"width": 4}}
+    content = BASE | {"network": network, "hardware": {"fluctuation": {"class_path": "my_lab.my_device"}}}
+    (case,) = read(written(content), [])
+    recipe = case.build()
+    assert isinstance(recipe.network, nn.Sequential)
+    assert recipe.network[1].out_features == 4
+    assert recipe.hardware.fluctuation.floor == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hardwar": {"rho": 1}}, "unknown key hardwar.rho; did you mean hardware.rho"),
+        ({"hardware": {"roh": 1}}, "roh"),
+        ({"hardware": {"rho": "high"}}, "hardware.rho: expected float"),
+        ({"hardware": {"cell": {"read_s": "10ns"}}}, "hardware.cell.read_s: expected float"),
+        ({"train": {"epochs": "two"}}, "train.epochs: expected int"),
+        ({"hardware": {"read": "Sideways"}}, "hardware.read"),
+        ({"network": "energytl.models.nothing"}, "network"),
+        ({"trainer": {"max_epochs": 3}}, "max_epochs"),
+        ({"cases": {"a/b": {}}}, "case name 'a/b'"),
+        ({"cases": ["a"]}, "cases must map names"),
+        ({"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lrr": 1}}}}, "unknown key lrr"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
+    with pytest.raises(RecipeError) as raised:
+        read(written(BASE | change), [])
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "recipe.yaml" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("--hardware.rho=-1", "hardware.rho is -1.0; allowed: above 0"),
+        ("--hardware.inputs.bits=0", "inputs.bits is 0; allowed: 1 to 16"),
+        ("--hardware.weights.bits=1", "weights.bits is 1; allowed: 2 to 16"),
+        ("--hardware.fluctuation.correlation=2", "fluctuation.correlation is 2.0; allowed: 0 to 1"),
+        ("--objective.energy_weight=-1", "objective.energy_weight is -1.0"),
+        ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 or more"),
+        ("--evaluation.max_drop=1.5", "evaluation.max_drop is 1.5"),
+        ("--periphery.rows=0", "periphery.rows is 0"),
+        ("--calibration_batches=0", "calibration_batches is 0"),
+        ("--data.batch_size=0", "data.batch_size is 0"),
+        ("--train.epochs=0", "epochs is 0; allowed: 1 or more"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(written, override, says):
+    with pytest.raises(RecipeError) as raised:
+        for case in read(written(BASE), [override]):
+            case.build()
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["network: [1", "just words", "\x00"])
+def test_a_file_that_is_no_recipe(written, content):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+        read(written(content), [])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="not found"):
+        read(tmp_path / "none.yaml", [])
