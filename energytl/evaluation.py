@@ -1,5 +1,6 @@
 """Accuracy of an analog network by Monte Carlo: over reads, over chips, without noise, and digitally."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ from tqdm import tqdm
 
 from energytl.analog.convert import analog_layers, configure
 from energytl.analog.inference import inference
-from energytl.analog.layers import AnalogLayer
 from energytl.analog.read import Computation, Frozen, Noiseless
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -23,9 +23,9 @@ class Evaluation:
         reads: Monte Carlo runs over read noise, each over all test images.
         chips: Monte Carlo runs in which every cell keeps one state: slow telegraph noise, or chip to chip.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
-            factor of least energy at which the accuracy (lower quartile of a few reads) is at most so far below
-            the digital network's: weight scaling, open to every method. The factor is chosen on the test images,
-            by other reads than those of the result.
+            factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
+            the digital network's: weight scaling, open to every method. The factor is chosen, and confirmed, on the
+            test images, by other reads than those of the result.
         images: test images that are used, evenly spaced over the set; None: all.
         cost_batches: test batches whose activations the energy is the mean of.
     """
@@ -121,14 +121,22 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def least_rho_factor(
-    network: nn.Module, accurate: Callable[[], bool], smallest: float = 1e-4, precision: float = 0.05
+    network: nn.Module,
+    accurate: Callable[[], bool],
+    confirmed: Callable[[], bool],
+    smallest: float = 1e-4,
+    precision: float = 0.05,
 ) -> float | None:
-    """The smallest common factor on ρ at which the network is still accurate, by bisection; ρ is left so scaled.
+    """The smallest common factor on ρ at which the network is still accurate; ρ is left so scaled.
+
+    Bisection finds the factor. As it keeps what a noisy measurement happened to favour, an independent one must then
+    confirm it; until it does, ρ is raised by steps of twice the precision.
 
     Args:
         network: analog.
         accurate: whether the network, as it is now, is accurate enough.
-        smallest: factor below which is not searched; upwards until every layer's ρ fills the conductance window.
+        confirmed: the same by independent reads.
+        smallest: factor below which is not searched; upwards until a layer's ρ fills the conductance window.
         precision: relative precision of the factor.
 
     Returns:
@@ -142,21 +150,19 @@ def least_rho_factor(
             for layer, log_rho in zip(layers, start, strict=True):
                 layer.log_rho.copy_(log_rho + log_factor)
 
-    def log_largest(layer: AnalogLayer, log_rho: Tensor) -> float:
-        return float(torch.tensor(layer.hardware.cell.largest_rho).log() - log_rho)
-
-    high = max(0.0, min(log_largest(layer, log_rho) for layer, log_rho in zip(layers, start, strict=True)))
-    low = float(torch.tensor(smallest).log())
+    rooms = [math.log(layer.hardware.cell.largest_rho) - float(rho) for layer, rho in zip(layers, start, strict=True)]
+    low, high = math.log(smallest), max(0.0, min(rooms))
+    largest = high
     scale(high)
     if not accurate():
         scale(0.0)
         return None
-    scale(low)
-    if accurate():
-        return smallest
     while high - low > precision:
         middle = (low + high) / 2
         scale(middle)
         low, high = (low, middle) if accurate() else (middle, high)
     scale(high)
-    return float(torch.tensor(high).exp())
+    while not confirmed() and high < largest:
+        high = min(largest, high + 2 * precision)
+        scale(high)
+    return math.exp(high)

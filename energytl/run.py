@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -47,9 +48,6 @@ from energytl.results import (
     write_json,
     write_tensors,
 )
-
-LEAST_RHO_READS = 5
-"""Reads a test image gets at each step of the search for the least ρ."""
 
 
 def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Result:
@@ -287,13 +285,13 @@ def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: fl
 
 def _scale_rho(label: str, analog: nn.Module, recipe: Recipe, evaluation: Evaluation, target: float) -> float | None:
     batches = list(recipe.data.test_dataloader(evaluation.images))
-    draws = read_draws(analog, min(LEAST_RHO_READS, evaluation.reads), fold(recipe.seed, 4))
 
-    def accurate() -> bool:
+    def accurate(stream: int) -> bool:
+        draws = read_draws(analog, evaluation.reads, fold(recipe.seed, stream))
         lower_quartile, _, _ = quartiles(accuracies(analog, batches, draws, f"{label}: least ρ"))
         return lower_quartile >= target
 
-    return least_rho_factor(analog, accurate)
+    return least_rho_factor(analog, partial(accurate, 4), partial(accurate, 5))
 
 
 @rank_zero_only

@@ -59,30 +59,39 @@ def rho_of(network):
     return [float(layer.rho.detach()) for layer in analog_layers(network).values()]
 
 
+def always():
+    return True
+
+
 def test_the_least_factor_is_found_to_its_precision(task):
     analog = convert(task[0], Hardware(rho=2.0))
     threshold = 0.37
-
-    def accurate():
-        return rho_of(analog)[0] / 2.0 >= threshold
-
-    factor = least_rho_factor(analog, accurate, precision=0.01)
+    factor = least_rho_factor(analog, lambda: rho_of(analog)[0] / 2.0 >= threshold, always, precision=0.01)
     assert threshold <= factor <= threshold * 1.01
     assert rho_of(analog) == pytest.approx([2 * factor] * 2, rel=1e-5)
 
 
 def test_rho_may_be_raised_until_the_conductance_window_is_full(task):
     analog = convert(task[0], Hardware(rho=2.0))
-    factor = least_rho_factor(analog, lambda: rho_of(analog)[0] >= 60)
+    factor = least_rho_factor(analog, lambda: rho_of(analog)[0] >= 60, always)
     assert math.isclose(factor * 2, 60, rel_tol=0.06)
 
 
 def test_what_cannot_be_reached_is_said_and_leaves_rho(task):
     analog = convert(task[0], Hardware(rho=2.0))
-    assert least_rho_factor(analog, lambda: False) is None
+    assert least_rho_factor(analog, lambda: False, always) is None
     assert rho_of(analog) == pytest.approx([2.0, 2.0])
 
 
 def test_the_search_ends_at_its_smallest_factor(task):
     analog = convert(task[0], Hardware(rho=2.0))
-    assert least_rho_factor(analog, lambda: True, smallest=0.01) == 0.01
+    assert least_rho_factor(analog, always, always, smallest=0.01) == pytest.approx(0.01, rel=0.06)
+
+
+def test_a_factor_that_is_not_confirmed_is_raised(task):
+    analog = convert(task[0], Hardware(rho=2.0))
+    lucky, needed = 0.2, 0.3
+    factor = least_rho_factor(
+        analog, lambda: rho_of(analog)[0] / 2 >= lucky, lambda: rho_of(analog)[0] / 2 >= needed, precision=0.01
+    )
+    assert needed <= factor <= needed * 1.03
