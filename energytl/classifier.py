@@ -40,6 +40,8 @@ class Classifier(LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.objective = objective or Objective()
         self.layers = list(analog_layers(network).values())
+        for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
+            layer.log_rho.requires_grad_(self.objective.trains_rho)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.register_buffer("start_energy", torch.zeros(()))  # of Σ α·ρ·|w|, for a relative λ
@@ -78,8 +80,6 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Weights in one group, log ρ in another, if it has a price."""
         rho = [layer.log_rho for layer in self.layers]
-        for parameter in rho:
-            parameter.requires_grad_(self.objective.trains_rho)
         own = {id(parameter) for parameter in rho}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.network.parameters() if p.requires_grad and id(p) not in own]}

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
@@ -109,6 +111,8 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
     for case in chosen:
         print(f"{case.name} ({cases.index(case) + 1} of {len(cases)})", file=sys.stderr)
         run_case(case, cases.index(case), folder, given.resume)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return 0
     print(report(folder))
     print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
     return 0

@@ -98,8 +98,7 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
         "versions": {name: version(name) for name in ("energytl", "torch", "lightning", "torchvision")}
         | {"python": platform.python_version()},
     }
-    _log_to_tensorboard(logger, case, result)
-    _write_result(folder, result)
+    _record(logger, case, folder, result)
     return result
 
 
@@ -191,6 +190,21 @@ def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> C
 
 
 def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
+    """Where the case runs. With several processes the first one decides: it starts the others, or tells them."""
+    follows, together = rank_zero_only.rank != 0, _several_processes()  # type: ignore[attr-defined]
+    chosen: list[str | None] = [None]
+    if not (follows and together):
+        chosen = [str(_choose_version(case, case_folder, resume or follows))]
+    if together:
+        torch.distributed.broadcast_object_list(chosen)
+    return Path(str(chosen[0]))
+
+
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
     settings = case.as_yaml()
     if resume:
         for folder in reversed(versions(case_folder)):
@@ -218,7 +232,9 @@ def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Pat
     if not done.is_file():
         module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
         _fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
-        write_tensors(done, network.state_dict())
+        rank_zero_only(write_tensors)(done, network.state_dict())
+        if _several_processes():
+            torch.distributed.barrier()  # the others load what the first one writes
     load_weights(network, str(done))
     seed_everything(recipe.seed, workers=True, verbose=False)
 
@@ -295,17 +311,14 @@ def _scale_rho(label: str, analog: nn.Module, recipe: Recipe, evaluation: Evalua
 
 
 @rank_zero_only
-def _log_to_tensorboard(logger: TensorBoardLogger, case: Case, result: Result) -> None:
+def _record(logger: TensorBoardLogger, case: Case, folder: Path, result: Result) -> None:
+    """TensorBoard's hyperparameters and figures, then result.json, with which the case is finished."""
     metrics = {name: value for name, value in result.items() if isinstance(value, float | int) and name != "order"}
     settings = {name: value for name, value in _flat(case.resolved()).items() if value is not None}
     logger.log_hyperparams(settings, {f"result/{name}": value for name, value in metrics.items()})
     for name, figure in case_figures(result).items():
         logger.experiment.add_figure(name, figure)
     logger.finalize("success")
-
-
-@rank_zero_only
-def _write_result(folder: Path, result: Result) -> None:
     write_json(folder / "result.json", result)
 
 

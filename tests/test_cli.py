@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -255,3 +257,13 @@ def test_help_and_resolved_settings(recipe, capsys):
 def test_wrong_usage_is_one_line(arguments, capsys):
     assert cli.main(arguments) == 2
     one_line(capsys)
+
+
+def test_two_processes_train_one_network(recipe, tmp_path):
+    trainer = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "energytl.cli", "run", str(recipe), "--out", str(tmp_path), *trainer]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("not modelled: ") == 1
+    assert {path.name for path in (tmp_path / "tiny").glob("*/version_*")} == {"version_0"}
+    assert len(json.loads((tmp_path / "tiny" / "summary.json").read_text())) == 2
