@@ -28,7 +28,7 @@ class SeededEpochs(Callback):
         seeds = (self.seed, trainer.current_epoch, trainer.global_rank)
         torch.manual_seed(fold(*seeds) % 2**63)
         for layer in analog_layers(pl_module).values():
-            layer.noise.reseed(*seeds)
+            layer.noise.reseed(*seeds, 1)  # a stream apart from torch's own
 
 
 class History(Callback):

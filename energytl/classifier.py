@@ -44,8 +44,8 @@ class Classifier(LightningModule):
             layer.log_rho.requires_grad_(self.objective.trains_rho)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.register_buffer("start_energy", torch.zeros(()))  # of Σ α·ρ·|w|, for a relative λ
-        self.start_energy: Tensor
+        self.register_buffer("energy_unit", torch.zeros(()))  # what λ is the price of: Σ α·ρ·|w| at the start, or 1
+        self.energy_unit: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Images → logits."""
@@ -62,10 +62,10 @@ class Classifier(LightningModule):
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         if self.objective.energy_weight:
             energy = network_energy(self.layers)
-            if self.start_energy == 0:
-                self.start_energy.copy_(energy.detach() if self.objective.relative else torch.ones(()))
+            if self.energy_unit == 0:
+                self.energy_unit.copy_(energy.detach() if self.objective.relative else torch.ones(()))
             self.log("train/energy", energy.detach(), on_step=False, on_epoch=True)
-            loss = loss + self.objective.energy_weight * energy / self.start_energy
+            loss = loss + self.objective.energy_weight * energy / self.energy_unit
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.error import URLError
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -40,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.recipe is None:
             raise RecipeError(f"{given.command} wants a recipe, a YAML file; --help lists its keys")
+        sys.path[:0] = [str(given.recipe.parent), str(Path.cwd())]  # for a user's own modules
         cases = read(given.recipe, [word for word in overrides if word != "--print_config"])
         if "--print_config" in overrides:
             print("\n".join(f"# case {case.name}\n{case.as_yaml()}" for case in cases))
             return 0
-        chosen = _chosen(cases, given.cases)
+        chosen = _chosen(cases, given.case)
         commands = {"run": _run, "check": _check, "cost": _cost}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
@@ -52,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        advice = "make room or choose another place with --out, then repeat with --resume; what is finished is kept"
-        print(f"\nenergytl: {_one_line(error)}: {advice}", file=sys.stderr)
+        advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
+        unwritable = given.command == "run" and not isinstance(error, URLError)
+        print(f"\nenergytl: {_one_line(error)}{advice if unwritable else ''}", file=sys.stderr)
         return USAGE_ERROR
     except DivergedError as error:
         print(f"\nenergytl: {_one_line(error)}", file=sys.stderr)
@@ -83,7 +86,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     for name, text in texts.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, add_help=False)
         sub.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file")
-        sub.add_argument("--cases", metavar="A,B", help="only these cases")
+        sub.add_argument("--case", action="append", metavar="NAME", help="only this case; may be repeated")
         recipe_commands[name] = sub
     run, cost = recipe_commands["run"], recipe_commands["cost"]
     run.add_argument("--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go (default: logs)")
@@ -94,14 +97,11 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     return recipe_commands[command] if command else parser
 
 
-def _chosen(cases: list[Case], names: str | None) -> list[Case]:
-    if names is None:
-        return cases
-    wanted = [name.strip() for name in names.split(",")]
-    unknown = [name for name in wanted if name not in {case.name for case in cases}]
+def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
+    unknown = [name for name in names or [] if name not in {case.name for case in cases}]
     if unknown:
-        raise RecipeError(f"--cases: no case {unknown[0]!r}; there are: {', '.join(case.name for case in cases)}")
-    return [case for case in cases if case.name in wanted]
+        raise RecipeError(f"--case: no case {unknown[0]!r}; there are: {', '.join(case.name for case in cases)}")
+    return [case for case in cases if names is None or case.name in names]
 
 
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
@@ -113,7 +113,7 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         run_case(case, cases.index(case), folder, given.resume)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
-    print(report(folder))
+    print(report(folder, [case.name for case in cases]))
     print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
     return 0
 

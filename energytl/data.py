@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, Te
 from torchvision import transforms
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
 
 
 class ImageData(LightningDataModule, ABC):
@@ -84,7 +85,6 @@ class ImageData(LightningDataModule, ABC):
             self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -264,7 +264,12 @@ class ImageFolder(ImageData):
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
         train = _image_folder(self.folder, "data.train", _photograph(self.size, augment=True))
         if self.test_folder is not None:
-            return train, _image_folder(Path(self.test_folder), "data.test", _photograph(self.size, augment=False))
+            test = _image_folder(Path(self.test_folder), "data.test", _photograph(self.size, augment=False))
+            if test.classes != train.classes:
+                raise ValueError(
+                    f"data.test {self.test_folder} has other classes (folders) than data.train {self.folder}"
+                )
+            return train, test
         plain = _image_folder(self.folder, "data.train", _photograph(self.size, augment=False))
         kept: list[int] = []
         for label in range(len(plain.classes)):
@@ -278,7 +283,8 @@ class ImageFolder(ImageData):
 class ImageNet(ImageData):
     """ImageNet as folders: `root`/train and `root`/val, one folder of images for each of the 1,000 classes.
 
-    Without `root`/train, which evaluation does not need, the images of `root`/val serve for calibration.
+    Without `root`/train, which evaluation does not need, the images of `root`/val serve for calibration, and training
+    is refused.
     """
 
     def __init__(
@@ -294,7 +300,10 @@ class ImageNet(ImageData):
         train = self.root / "train"
         if not train.is_dir():
             return test, test
-        return _image_folder(train, "data.root", _photograph(self.size, augment=True)), test
+        images = _image_folder(train, "data.root", _photograph(self.size, augment=True))
+        if images.classes != test.classes:
+            raise ValueError(f"data.root {self.root}: train and val have other classes (folders)")
+        return images, test
 
 
 def _image_folder(folder: Path, key: str, transform: Any) -> torchvision.datasets.ImageFolder:  # noqa: ANN401

@@ -140,7 +140,7 @@ def least_rho_factor(
         precision: relative precision of the factor.
 
     Returns:
-        The factor, or None (with ρ as it was) if the network is not accurate even at the largest ρ.
+        The factor, or None (with ρ as it was) if the network is not accurate, or not confirmed, even at the largest ρ.
     """
     layers = list(analog_layers(network).values())
     start = [layer.log_rho.detach().clone() for layer in layers]
@@ -162,7 +162,10 @@ def least_rho_factor(
         scale(middle)
         low, high = (low, middle) if accurate() else (middle, high)
     scale(high)
-    while not confirmed() and high < largest:
+    while not confirmed():
+        if high == largest:
+            scale(0.0)
+            return None
         high = min(largest, high + 2 * precision)
         scale(high)
     return math.exp(high)

@@ -127,9 +127,10 @@ class Case:
             raise RecipeError(f"case {self.name}: {_one_line(error)}") from error
 
     def trainer_settings(self) -> dict[str, Any]:
-        """What the recipe sets of Lightning's Trainer, classes not yet made."""
-        built = recipe_parser().instantiate(self.settings)
-        return dict(vars(built.trainer))
+        """Arguments for Lightning's Trainer."""
+        parser = ArgumentParser(exit_on_error=False)
+        _add_trainer(parser)
+        return dict(vars(parser.instantiate(Namespace(trainer=self.settings.trainer)).trainer))
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as plain values, defaults filled in."""
@@ -148,8 +149,12 @@ def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=set(OWN_TRAINER_SETTINGS))
+    _add_trainer(parser)
     return parser
+
+
+def _add_trainer(parser: ArgumentParser) -> None:
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=set(OWN_TRAINER_SETTINGS))
 
 
 def read(path: Path, overrides: list[str]) -> list[Case]:
@@ -175,7 +180,7 @@ def read(path: Path, overrides: list[str]) -> list[Case]:
         raise RecipeError(f"{path}: cases must map names to settings")
     cases = []
     for name, changes in variants.items():
-        if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
+        if not str(name).strip(". ") or set(str(name)) & set("/\\\0") or str(name) == "pretrained":
             raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
         merged = merge(nested(content), nested(changes or {}))
         try:
@@ -228,9 +233,11 @@ def _one_line(error: BaseException) -> str:
     """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
+    text = re.sub(r"Does not validate against .* Errors: - (?:Problem with given class_path '[^']*': )?", "", text)
+    text = text.split(" - Expected a NoneType")[0]
     keys = re.findall(r'Parser key "([\w.]+)": ', text)
     if keys:
-        text = text.rsplit(f'Parser key "{keys[-1]}": ', 1)[1].split(" - Expected a NoneType")[0]
+        text = text.rsplit(f'Parser key "{keys[-1]}": ', 1)[1]
         text = f"{'.'.join(keys)}: {text}"
     unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", text)
     if unknown and keys:

@@ -39,8 +39,12 @@ th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-sp
 th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:2rem 0}figcaption{color:#555}"""
 
 
-def report(recipe_folder: Path) -> str:
+def report(recipe_folder: Path, cases: list[str] | None = None) -> str:
     """Write summary.json, report.html and a PNG for each figure beside the runs; return the table for the terminal.
+
+    Args:
+        recipe_folder: logs/<recipe>.
+        cases: only these, in this order; None: all that have a finished run.
 
     Raises:
         ValueError: in one line, if there is no finished run.
@@ -48,6 +52,8 @@ def report(recipe_folder: Path) -> str:
     if not recipe_folder.is_dir():
         raise ValueError(f"{recipe_folder} is not a folder of runs, as logs/<recipe>")
     results = latest_results(recipe_folder)
+    if cases is not None:
+        results = {case: results[case] for case in cases if case in results}
     if not results:
         raise ValueError(f"{recipe_folder} holds no finished run (no <case>/version_<n>/result.json)")
     write_json(recipe_folder / "summary.json", summarise(results))

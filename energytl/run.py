@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
@@ -73,6 +75,8 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     if recipe.evaluation is not None:
         test = recipe.data.test_dataloader(recipe.evaluation.images)
         accuracy_digital = digital_accuracy(digital.to(device), test, f"{case.name}: digital")
+        if recipe.evaluation.max_drop is not None:
+            _refuse_chance(case, accuracy_digital - recipe.evaluation.max_drop, recipe.data.classes)
     analog = prepare_analog(recipe, digital).to(device)
     history = History()
     logger = TensorBoardLogger(
@@ -102,6 +106,14 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     return result
 
 
+def _refuse_chance(case: Case, target: float, classes: int) -> None:
+    if target <= 1 / classes:
+        raise RecipeError(
+            f"case {case.name}: evaluation.max_drop asks for {100 * target:.1f} % accuracy, which is chance: train the "
+            "digital network (pretrain), load weights, or set max_drop: null"
+        )
+
+
 def prepare(case: Case, needs_data: bool) -> Recipe:
     """The recipe, built and seeded, its data and weights loaded, if they are there.
 
@@ -113,12 +125,20 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         RecipeError: for what could not run through: a wrong setting, weights of another network, a network that does
             not take the images, layers that would stay digital.
     """
+    if not 0 <= case.settings.seed < 2**32:
+        raise RecipeError(f"case {case.name}: seed is {case.settings.seed}; allowed: 0 to 4294967295")
     seed_everything(case.settings.seed, workers=True, verbose=False)
     recipe = case.build()
+    try:
+        _device(case)
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"case {case.name}: trainer: {error}") from error
     load_weights(recipe.network, recipe.weights)
     missing = recipe.data.present()
     if needs_data and missing and (recipe.pretrain or recipe.train or recipe.evaluation):
         raise RecipeError(f"case {case.name}: {missing}")
+    if (recipe.pretrain or recipe.train) and not missing and recipe.data.train_set is recipe.data.test_set:
+        raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
         with inference(recipe.network):
             outputs = recipe.network(torch.zeros(1, *recipe.data.shape))
@@ -132,9 +152,16 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
             f"{recipe.data.classes} classes: set the network's classes"
         )
     try:
-        convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
+        analog = convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
     except ValueError as error:
         raise RecipeError(f"case {case.name}: {error}") from error
+    layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
+    unread = [layer.name for layer in layers if layer.positions == 0]
+    if unread and recipe.strict:
+        raise RecipeError(
+            f"case {case.name}: {', '.join(unread)} would stay digital: never called, their weights are "
+            "used directly or not at all. Call these layers, remove them, or set strict: false"
+        )
     return recipe
 
 
@@ -142,6 +169,7 @@ def prepare_analog(recipe: Recipe, digital: nn.Module) -> nn.Module:
     """The digital network on analog hardware, calibrated on training images if they are there."""
     analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=fold(recipe.seed, 1))
     if recipe.data.train_set is not None:
+        recipe.data.trainer = None  # all processes calibrate on the same images
         batches = islice(recipe.data.train_dataloader(), recipe.calibration_batches)
         device = next(digital.parameters()).device
         calibrate(analog, (images.to(device) for images, _ in batches))
@@ -210,6 +238,8 @@ def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
         for folder in reversed(versions(case_folder)):
             if (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text("utf-8") == settings:
                 return folder
+        if versions(case_folder):
+            print(f"{case.name}: no earlier run has these settings; starting anew", file=sys.stderr)
     folder = new_version(case_folder)
     (folder / "recipe.yaml").write_text(settings, encoding="utf-8")
     return folder
@@ -225,7 +255,9 @@ def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Pat
     """Train the digital network, or load what the same settings have trained before."""
     assert recipe.pretrain is not None
     settings = case.resolved()
-    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed")}
+    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed", "trainer")}
+    if recipe.weights is not None:
+        relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
     folder = recipe_folder / "pretrained" / digest
     done = folder / "network.pt"

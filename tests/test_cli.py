@@ -114,7 +114,7 @@ def test_nothing_finished_is_overwritten_and_pretraining_is_not_repeated(recipe,
     stages = []
     fit = callbacks.Trainer.fit
     monkeypatch.setattr(callbacks.Trainer, "fit", lambda *a, **k: (stages.append(a), fit(*a, **k))[1])
-    arguments = ["run", str(recipe), "--out", str(finished.parent), "--cases", "traditional"]
+    arguments = ["run", str(recipe), "--out", str(finished.parent), "--case", "traditional"]
     assert cli.main(arguments) == 0
     assert len(stages) == 1
     assert (finished / "traditional" / "version_0" / "result.json").read_bytes() == first
@@ -127,7 +127,7 @@ def test_nothing_finished_is_overwritten_and_pretraining_is_not_repeated(recipe,
 
 @pytest.mark.parametrize("steps", [20, 70], ids=["while pre-training", "while training"])
 def test_an_interrupted_run_resumes_to_the_same_result(recipe, finished, tmp_path, monkeypatch, capsys, steps):
-    arguments = ["run", str(recipe), "--out", str(tmp_path), "--cases", "A+B+C"]
+    arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "A+B+C"]
     watched = callbacks.StopAtNaN.on_train_batch_end
     seen = []
 
@@ -183,8 +183,11 @@ def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatc
         (["--network.classes", "5"], "gives (5,) numbers for an image"),
         (["--network", "torch.nn.Flatten"], "gives (784,) numbers"),
         (["--data", "energytl.data.MNIST", "--data.root", "nowhere"], "data.root nowhere holds no readable MNIST"),
-        (["--cases", "D"], "--cases: no case 'D'; there are: traditional, A+B+C"),
+        (["--case", "D"], "--case: no case 'D'; there are: traditional, A+B+C"),
         (["--hardware.rho", "-1"], "hardware.rho is -1.0"),
+        (["--train.epochs", "0"], "epochs is 0; allowed: 1 or more (or no training: null)"),
+        (["--seed", "-1"], "seed is -1; allowed: 0 to"),
+        (["--trainer.accelerator", "tpu"], "trainer: "),
     ],
 )
 def test_what_a_user_can_mend_is_said_before_anything_runs(recipe, tmp_path, capsys, arguments, says):
@@ -213,11 +216,59 @@ def test_layers_that_would_stay_digital_are_refused(recipe, tmp_path, capsys, mo
         "utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = ["check", str(recipe), "--cases", "traditional", "--network", "my_attention.Net"]
+    arguments = ["check", str(recipe), "--case", "traditional", "--network", "my_attention.Net"]
     assert cli.main(arguments) == 2
     assert "attention.in_proj_weight" in one_line(capsys)
     assert cli.main([*arguments, "--strict", "false"]) == 0
     assert "left digital: attention.in_proj_weight, attention.out_proj.weight" in capsys.readouterr().out
+
+
+def test_weights_used_without_calling_their_layer_are_refused(recipe, tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_shortcut.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(784, 16), nn.Linear(16, 10)\n"
+        "    def forward(self, x):\n"
+        "        return nn.functional.linear(self.a(x.flatten(1)), self.b.weight)\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["check", str(recipe), "--network", "my_shortcut.Net"]) == 2
+    assert "b would stay digital" in one_line(capsys)
+
+
+def test_a_module_beside_the_recipe_is_found(recipe, tmp_path):
+    (tmp_path / "beside.py").write_text("from energytl.models import mlp as my_net\n", "utf-8")
+    own = tmp_path / "own.yaml"
+    own.write_text(recipe.read_text("utf-8").replace("energytl.models.mlp", "beside.my_net"), "utf-8")
+    assert cli.main(["check", str(own)]) == 0
+
+
+def test_another_trainer_pretrains_anew(recipe, tmp_path):
+    arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "traditional"]
+    assert cli.main([*arguments, "--trainer.limit_train_batches=2"]) == 0
+    assert cli.main(arguments) == 0
+    assert len(list((tmp_path / "tiny" / "pretrained").iterdir())) == 2
+
+
+def test_cases_that_the_recipe_no_longer_has_leave_its_report(recipe, tmp_path):
+    changed = tmp_path / "tiny.yaml"
+    changed.write_text(recipe.read_text("utf-8"), "utf-8")
+    arguments = ["run", str(changed), "--out", str(tmp_path), "--evaluation", "null", "--pretrain", "null"]
+    trains = yaml.safe_load(changed.read_text("utf-8")) | {"train": None, "cases": {"a": {}, "b": {}}}
+    changed.write_text(yaml.safe_dump(trains), "utf-8")
+    assert cli.main(arguments) == 0
+    changed.write_text(yaml.safe_dump(trains | {"cases": {"a": {}, "c": {}}}), "utf-8")
+    assert cli.main(arguments) == 0
+    assert list(json.loads((tmp_path / "tiny" / "summary.json").read_text())) == ["a", "c"]
+
+
+def test_an_untrained_network_has_no_accuracy_to_keep(recipe, tmp_path, capsys):
+    arguments = ["run", str(recipe), "--out", str(tmp_path), "--pretrain", "null", "--evaluation.max_drop", "0.1"]
+    assert cli.main(arguments) == 2
+    assert "which is chance" in capsys.readouterr().err
 
 
 def test_check_says_what_would_run(recipe, capsys):
@@ -242,7 +293,7 @@ def test_cost_prints_the_same_keys_and_layers(recipe, capsys):
     keys = {"energy_paper", "energy_cell_j", "energy_total_j", "latency_s", "cells", "reads"}
     assert set(cost) == keys | {"layers"}
     assert cost["energy_paper"] == pytest.approx(sum(layer["energy_paper"] for layer in cost["layers"]))
-    assert cli.main(["cost", str(recipe), "--cases", "A+B+C"]) == 0
+    assert cli.main(["cost", str(recipe), "--case", "A+B+C"]) == 0
     assert "all layers" in capsys.readouterr().out
 
 

@@ -96,6 +96,11 @@ def test_an_image_folder_of_its_own_for_testing(tmp_path):
     assert (len(folder.train_set), len(folder.test_set)) == (15, 6)
 
 
+def test_folders_with_other_classes_are_refused(tmp_path):
+    train, test = photographs(tmp_path / "train"), photographs(tmp_path / "test", classes=2)
+    assert "has other classes" in data.ImageFolder(train=str(train), test=str(test), size=16).present()
+
+
 @pytest.mark.parametrize(("kind", "sizes"), [(data.MNIST, (60000, 10000)), (data.CIFAR10, (50000, 10000))])
 def test_real_data_sets(data_root, kind, sizes):
     images = kind(root=str(data_root), batch_size=16)

@@ -95,3 +95,9 @@ def test_a_factor_that_is_not_confirmed_is_raised(task):
         analog, lambda: rho_of(analog)[0] / 2 >= lucky, lambda: rho_of(analog)[0] / 2 >= needed, precision=0.01
     )
     assert needed <= factor <= needed * 1.03
+
+
+def test_a_factor_that_nothing_confirms_is_not_reached(task):
+    analog = convert(task[0], Hardware(rho=2.0))
+    assert least_rho_factor(analog, always, lambda: False) is None
+    assert rho_of(analog) == pytest.approx([2.0, 2.0])

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from energytl.analog.hardware import Hardware
@@ -16,6 +17,9 @@ ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {nn.Linear: AnalogLinear, 
 
 FUNCTIONAL = (nn.MultiheadAttention, ShiftedWindowAttention)
 """Modules that use the weights of their children without calling them: a swapped child would change nothing."""
+
+PRODUCTS = (nn.Linear, nn.Bilinear, nn.RNNBase, _ConvNd)
+"""torch's modules whose parameters of two dimensions or more are all weights."""
 
 ADDED = ("pos_embedding", "relative_position_bias_table")
 """Names of parameters that torchvision's networks add and never multiply with an input."""
@@ -80,8 +84,10 @@ def to_digital(analog: nn.Module) -> nn.Module:
 def left_digital(analog: nn.Module) -> list[str]:
     """Names of the weight matrices that are not on analog arrays; [] is the goal.
 
-    A weight is a parameter with two or more dimensions larger than one, outside analog layers, that is multiplied
-    with an input: not a scale, a norm or an added position table.
+    A weight is a parameter outside analog layers that is multiplied with an input: of torch's own products, or with
+    two or more dimensions larger than one; not a scale, a norm or an added position table. A layer whose forward is
+    never called, as its weight is used directly, shows only when the network runs: `estimate` counts no reads of it,
+    and recipes refuse it.
 
     >>> left_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3))))
     ['1.weight']
@@ -91,8 +97,15 @@ def left_digital(analog: nn.Module) -> list[str]:
         for module_name, module in analog.named_modules()
         if not isinstance(module, AnalogLayer)
         for name, parameter in module.named_parameters(recurse=False)
-        if sum(size > 1 for size in parameter.shape) > 1 and name not in ADDED
+        if _is_matrix(module, name, parameter)
     ]
+
+
+def _is_matrix(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is multiplied with inputs: of torch's own products, or by its shape."""
+    if isinstance(module, PRODUCTS):
+        return parameter.dim() > 1
+    return sum(size > 1 for size in parameter.shape) > 1 and name not in ADDED
 
 
 def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:

@@ -251,10 +251,11 @@ class Frozen(Computation):
 
 @dataclass(frozen=True)
 class Moments(Computation):
-    """Each output is normal with the exact mean Σ w·x and variance Σ a²·v(x): two products whatever the scheme.
+    """Each output is normal with the exact mean Σ w·x and variance Σ a²·v(x): two products for independent reads.
 
     With correlation c the variance is a²·(c·x² + (1−c)·v(x)), v the scheme's. Where one image has several output
-    positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too.
+    positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too: a
+    third product, and weights for each image in memory.
     """
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
@@ -337,7 +338,7 @@ def _variance_floor(array: Array) -> Tensor:
     smallest = array.weight.new_full((), 1 / array.weights.levels)
     step = array.input_range / array.inputs.levels * array.full_range
     quantum = amplitude(smallest, array.rho.detach(), array.fluctuation) * step
-    return (1e-4 * quantum.square() + 1e-30).expand(len(array.weight))
+    return (1e-4 * quantum.square() + 1e-30).to(array.weight.dtype).expand(len(array.weight))
 
 
 class _ReadMoments(torch.autograd.Function):

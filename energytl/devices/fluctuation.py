@@ -8,6 +8,7 @@ Unit of ρ: the conductance, in microsiemens, of a cell that stores the full ran
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -73,9 +74,15 @@ class Fluctuation:
         centred = offsets - (probabilities * offsets).sum()
         return (centred / (probabilities * centred.square()).sum().sqrt()).float()
 
-    def largest_relative_amplitude(self) -> float:
-        """a/|w| at which the lowest state reads zero: beyond it a read would change its sign."""
-        return 1.0 / -float(self.states().min())
+
+@cache
+def largest_relative_amplitude(fluctuation: Fluctuation) -> float:
+    """a/|w| at which the lowest state reads zero: beyond it a read would change its sign.
+
+    >>> largest_relative_amplitude(Fluctuation())
+    1.0
+    """
+    return 1.0 / -float(fluctuation.states().min())
 
 
 def relative_amplitude(conductance_siemens: Tensor, fluctuation: Fluctuation) -> Tensor:
@@ -86,7 +93,7 @@ def relative_amplitude(conductance_siemens: Tensor, fluctuation: Fluctuation) ->
     """
     falling = fluctuation.saturation / (1 + conductance_siemens / fluctuation.corner_siemens)
     relative = fluctuation.intensity * (fluctuation.floor + falling)
-    return relative.clamp(max=fluctuation.largest_relative_amplitude())
+    return relative.clamp(max=largest_relative_amplitude(fluctuation))
 
 
 def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:

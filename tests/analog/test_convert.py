@@ -436,3 +436,11 @@ def test_calibration_leaves_frozen_norms_frozen(small, images):
     analog[1].eval()
     calibrate(analog, [images])
     assert not analog[1].training
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(1, 1, 3), nn.Bilinear(1, 3, 1), nn.ConvTranspose2d(1, 1, 1), nn.LSTM(1, 1)]
+)
+def test_thin_weights_of_other_products_are_named_too(layer):
+    names = [name for name, parameter in layer.named_parameters() if parameter.dim() > 1]
+    assert left_digital(convert(nn.ModuleList([nn.Linear(2, 2), layer]))) == [f"1.{name}" for name in names]
