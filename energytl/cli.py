@@ -58,11 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unwritable = given.command == "run" and not isinstance(error, URLError)
         print(f"\nenergytl: {_one_line(error)}{advice if unwritable else ''}", file=sys.stderr)
         return USAGE_ERROR
-    except DivergedError as error:
-        print(f"\nenergytl: {_one_line(error)}", file=sys.stderr)
-        return USAGE_ERROR
-    except ValueError as error:
-        print(f"energytl: {_one_line(error)}", file=sys.stderr)
+    except (DivergedError, ValueError) as error:
+        below_bars = "\n" if given.command == "run" else ""
+        print(f"{below_bars}energytl: {_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
 
 

@@ -184,14 +184,9 @@ def load_weights(network: nn.Module, path: str | None) -> nn.Module:
     """
     if path is None:
         return network
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RecipeError(f"weights {path} not found: set --weights to a state dict's file") from error
-    except Exception as error:  # torch.load raises whatever the broken file provokes
-        raise RecipeError(
-            f"weights {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged"
-        ) from error
+    if not Path(path).is_file():
+        raise RecipeError(f"weights {path} not found: set --weights to a state dict's file")
+    content = _load(Path(path), "weights")
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise RecipeError(f"weights {path} holds no state dict")
@@ -205,6 +200,16 @@ def load_weights(network: nn.Module, path: str | None) -> nn.Module:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}")
     return network
+
+
+def _load(path: Path, what: str) -> Any:  # noqa: ANN401
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise RecipeError(
+            f"{what} {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged; remove or "
+            "replace it"
+        ) from error
 
 
 def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
@@ -282,6 +287,8 @@ def _fit(
 ) -> None:
     """Train with a checkpoint after each epoch, going on from the last one that is there."""
     last = checkpoints / "last.ckpt"
+    if last.is_file():
+        _load(last, "checkpoint")  # refuses a damaged file in one line
     settings = case.trainer_settings()
     plugins = settings.pop("plugins") or []
     trainer = Trainer(

@@ -147,6 +147,16 @@ def test_an_interrupted_run_resumes_to_the_same_result(recipe, finished, tmp_pat
     assert plain(tmp_path / "tiny" / "A+B+C" / "version_0" / "result.json") == unbroken
 
 
+def test_a_damaged_checkpoint_is_named(recipe, tmp_path, capsys):
+    arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "A+B+C"]
+    assert cli.main(arguments) == 0
+    version = tmp_path / "tiny" / "A+B+C" / "version_0"
+    (version / "result.json").unlink()
+    (version / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
+    assert cli.main([*arguments, "--resume"]) == 2
+    assert f"checkpoint {version}/checkpoints/last.ckpt cannot be read" in one_line(capsys)
+
+
 def one_line(capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("energytl: ")
