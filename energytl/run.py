@@ -5,7 +5,6 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor, nn
+from torch import nn
 
 from energytl.analog.convert import calibrate, configure, convert
 from energytl.analog.inference import inference
@@ -213,13 +212,13 @@ def _load(path: Path, what: str) -> Any:  # noqa: ANN401
 
 
 def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
-    """Cost for one image: the mean over test batches, or of a blank image where the data is not there."""
+    """Cost for one image: the mean over so many batches, spread over the test set; of a blank image without data."""
     device = next(analog.parameters()).device
     if data.test_set is None:
         blank = torch.zeros(1, *data.shape, device=device)
         return estimate(analog, blank, recipe.periphery, blank=True)
-    images: Iterable[Tensor] = (x for x, _ in islice(data.test_dataloader(), batches))
-    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x in images])
+    spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
+    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
 
 
 def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:

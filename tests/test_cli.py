@@ -102,7 +102,6 @@ def test_tensorboard_has_curves_hyperparameters_and_figures(finished):
         events = EventAccumulator(str(path)).Reload()
         for kind in tags:
             tags[kind] |= set(events.Tags()[kind])
-        sessions += "_hparams_/session_start_info" in events.SummaryMetadata if hasattr(events, "x") else 0
         sessions += "_hparams_/session_start_info" in events.summary_metadata
     assert {"train/loss", "val/accuracy", "train/energy", "rho/1", "result/accuracy_median"} <= tags["scalars"]
     assert {"energy_by_layer", "rho_by_layer"} <= tags["images"]
