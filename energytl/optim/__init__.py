@@ -1,0 +1,1 @@
+"""On-chip training: stochastic pulses, the Tiki-Taka family, as torch optimizers."""
