@@ -12,10 +12,14 @@ Noise of one pulse: α·σ·ξ with σ = cycle_noise. After each pulse g is cut 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+Maps = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Signed pulse counts → factor, shift, variance: the state g becomes factor·g + shift, of that variance."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,6 @@ class Cells:
     upper: Tensor
     lower: Tensor
     reference: Tensor
-
-    def columns(self, index: Tensor) -> "Cells":
-        """The cells of some columns (the last dimension)."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return Cells(*(t.index_select(-1, index) if t.dim() else t for t in tensors))
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,28 @@ class PulsedDevice(ABC):
         """Derivatives of `steps`, da↑/dg and da↓/dg; broadcast to the shape of g."""
 
     @abstractmethod
+    def maps(self, cells: Cells) -> Maps | None:
+        """Bursts of equal pulses as affine maps of the state, or None if they are none."""
+
     def burst(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Mean and variance of the state after |counts| pulses, up where positive, down where negative.
 
         The bounds do not cut inside a burst; shape of g.
         """
+        maps = self.maps(cells)
+        if maps is None:
+            return self.pulse_by_pulse(g, counts, cells)
+        factor, shift, variance = maps(counts)
+        return factor * g + shift, variance
+
+    def pulse_by_pulse(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """`burst` without a closed form. The variance leaves out how steps change with the noise."""
+        rising, left = counts > 0, counts.abs()
+        for done in range(int(left.max()) if left.numel() else 0):
+            up, down = self.steps(g, cells)
+            g = g + torch.where(rising, up, -down) * (left > done)
+        step = torch.where(rising, cells.up, cells.down)
+        return g, (step * self.cycle_noise).square() * left
 
     @abstractmethod
     def symmetry_point(self, cells: Cells) -> Tensor:
@@ -198,9 +214,13 @@ class ConstantStep(PulsedDevice):
         zero = torch.zeros((), device=g.device)
         return zero, zero
 
-    def burst(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
-        step = torch.where(counts > 0, cells.up, cells.down)
-        return g + step * counts, (step * self.cycle_noise).square() * counts.abs()
+    def maps(self, cells: Cells) -> Maps:  # noqa: D102
+        def burst(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            step = torch.where(counts > 0, cells.up, cells.down)
+            variance = (step * self.cycle_noise).square() * counts.abs()
+            return torch.ones((), device=counts.device), step * counts, variance
+
+        return burst
 
     def symmetry_point(self, cells: Cells) -> Tensor:  # noqa: D102
         nowhere = torch.full_like(cells.up, float("inf"))
@@ -217,8 +237,8 @@ class SoftBounds(PulsedDevice):
     def slopes(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
         return -cells.up / cells.upper, -cells.down / cells.lower
 
-    def burst(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return soft_bounds_burst(g, counts, cells, self.cycle_noise)
+    def maps(self, cells: Cells) -> Maps:  # noqa: D102
+        return soft_bounds_maps(cells, self.cycle_noise)
 
     def symmetry_point(self, cells: Cells) -> Tensor:  # noqa: D102
         return soft_bounds_symmetry_point(cells)
@@ -283,14 +303,8 @@ class ExponentialStep(PulsedDevice):
         z = 2 * self.scale * g / (cells.upper - cells.lower) + self.shift
         return self.up_amplitude * (self.up_rate * z).exp(), self.down_amplitude * (-self.down_rate * z).exp()
 
-    def burst(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
-        """Pulse by pulse: there is no closed form. The variance leaves out how steps change with the noise."""
-        rising, left = counts > 0, counts.abs()
-        for done in range(int(left.max()) if left.numel() else 0):
-            up, down = self.steps(g, cells)
-            g = g + torch.where(rising, up, -down) * (left > done)
-        step = torch.where(rising, cells.up, cells.down)
-        return g, (step * self.cycle_noise).square() * left
+    def maps(self, cells: Cells) -> None:  # noqa: D102
+        return None
 
     def symmetry_point(self, cells: Cells) -> Tensor:
         """By bisection between the bounds."""
@@ -318,24 +332,31 @@ def soft_bounds_steps(g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
     return cells.up * (1 - g / cells.upper), cells.down * (1 - g / cells.lower)
 
 
-def soft_bounds_burst(g: Tensor, counts: Tensor, cells: Cells, cycle_noise: float) -> tuple[Tensor, Tensor]:
-    """Mean b + (g − b)·ρⁿ and variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²) after n = |counts| equal pulses, ρ = 1 − α/|b|.
+def soft_bounds_maps(cells: Cells, cycle_noise: float) -> Maps:
+    """n equal pulses in closed form: g → b + (g − b)·ρⁿ, of variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²), with ρ = 1 − α/|b|.
 
-    A pulse larger than the way to its bound (α > |b|) ends at the bound. Shape of g.
+    A pulse larger than the way to its bound (α > |b|) ends at the bound.
 
-    >>> cells = SoftBounds(dw_min=0.1).nominal()
-    >>> soft_bounds_burst(torch.zeros(()), torch.tensor(2.0), cells, cycle_noise=1.0)
-    (tensor(0.1900), tensor(0.0181))
+    >>> maps = soft_bounds_maps(SoftBounds(dw_min=0.1).nominal(), cycle_noise=1.0)
+    >>> factor, shift, variance = maps(torch.tensor(2.0))
+    >>> factor, shift, variance
+    (tensor(0.8100), tensor(0.1900), tensor(0.0181))
     """
-    rising = counts > 0
-    step = torch.where(rising, cells.up, cells.down)
-    bound = torch.where(rising, cells.upper, cells.lower)
-    kept = (1 - step / bound.abs()).clamp(min=0).nan_to_num(1.0)  # a stuck cell at 0 has α = b = 0
-    number = counts.abs()
-    remaining = kept**number
-    variance = (step * cycle_noise).square()
-    geometric = torch.where(kept < 1, (1 - remaining.square()) / (1 - kept.square()), number)
-    return torch.lerp(bound, g, remaining), variance * geometric
+    up_kept = (1 - cells.up / cells.upper).nan_to_num(1.0).clamp(min=1e-30)  # a stuck cell at 0 has α = b = 0
+    down_kept = (1 + cells.down / cells.lower).nan_to_num(1.0).clamp(min=1e-30)
+    log_up, log_down = up_kept.log(), down_kept.log()
+    up_limit = ((cells.up * cycle_noise).square() / (1 - up_kept.square())).nan_to_num(0.0)
+    down_limit = ((cells.down * cycle_noise).square() / (1 - down_kept.square())).nan_to_num(0.0)
+
+    def burst(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rising = counts > 0
+        factor = (counts * torch.where(rising, log_up, -log_down)).exp_()
+        lost = 1 - factor
+        shift = torch.where(rising, cells.upper, cells.lower) * lost
+        variance = torch.where(rising, up_limit, down_limit).mul_(lost).mul_(1 + factor)
+        return factor, shift, variance
+
+    return burst
 
 
 def soft_bounds_symmetry_point(cells: Cells) -> Tensor:

@@ -1,0 +1,170 @@
+"""Stochastic pulse trains: how an outer product of inputs x and errors d becomes coincidences of pulses.
+
+Every line of an array sends a train of random pulses, with a probability that grows with |x_j| or |d_i|; a cell gets
+a pulse in each slot in which both its lines fire, downwards where x_j·d_i > 0. So its expected change is −λ·x_j·d_i
+(Gokmen & Vlasov 2016). Rates here are λ/Δw_min: pulses for each unit of x·d.
+
+Shapes: S samples of K inputs x (…, S, K) and O errors d (…, S, O); an array is (…, O, K); … are arrays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PulseTrain:
+    """How long trains are, and how probability is shared between the two lines.
+
+    Attributes:
+        longest: longest train, in slots.
+        managed_length: a train is as long as its largest pulse number k asks for, min(⌈k⌉, longest); else longest.
+        managed_lines: the largest input and the largest error of a sample get equal probabilities.
+    """
+
+    longest: int = 31
+    managed_length: bool = True
+    managed_lines: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse trains without slots."""
+        if self.longest < 1:
+            raise ValueError(f"train.longest is {self.longest}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Inputs and errors of one array's samples, in whatever layout its layer has.
+
+    Attributes:
+        x, d: inputs and errors.
+        x_max, d_max: largest magnitudes of each sample; both broadcast to d.
+        correlate: (f(x), g(d)) → Σ over samples of their outer products, (…, O, K).
+        matrices: → x as (…, S, K) and d as (…, S, O).
+    """
+
+    x: Tensor
+    d: Tensor
+    x_max: Tensor
+    d_max: Tensor
+    correlate: Callable[[Tensor, Tensor], Tensor]
+    matrices: Callable[[], tuple[Tensor, Tensor]]
+
+
+def dense_lines(x: Tensor, d: Tensor) -> Lines:
+    """Lines of samples that are matrices already: x (…, S, K), d (…, S, O)."""
+    return Lines(
+        x=x,
+        d=d,
+        x_max=x.abs().amax(-1, keepdim=True),
+        d_max=d.abs().amax(-1, keepdim=True),
+        correlate=lambda x, d: d.mT @ x,
+        matrices=lambda: (x, d),
+    )
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How one sample's lines are driven; tensors that broadcast to its errors.
+
+    Attributes:
+        length: slots of the train.
+        x_factor, d_factor: probabilities are min(1, x_factor·|x|) and min(1, d_factor·|d|).
+    """
+
+    length: Tensor
+    x_factor: Tensor
+    d_factor: Tensor
+
+
+def drive(x_max: Tensor, d_max: Tensor, rate: Tensor | float, train: PulseTrain) -> Drive:
+    """Train lengths and line factors (Gokmen & Vlasov 2016; Gokmen et al. 2017, update management).
+
+    With k = rate·max|x|·max|d|: length BL = min(⌈k⌉, longest) or longest, factors A·B = rate/BL. Managed, both largest
+    lines have the probability √(k/BL); what k exceeds the longest train by is cut off at the errors.
+
+    >>> d = drive(torch.tensor(1.0), torch.tensor(0.5), 8.0, PulseTrain())
+    >>> float(d.length), float(d.x_factor * 1.0), float(d.d_factor * 0.5)
+    (4.0, 1.0, 1.0)
+    """
+    wanted = rate * x_max * d_max
+    longest = torch.full((), float(train.longest), device=wanted.device)
+    length = wanted.ceil().clamp(1, train.longest) if train.managed_length else longest.expand_as(wanted)
+    both = (rate / length) ** 0.5
+    if not train.managed_lines:
+        return Drive(length, both, both)
+    cut = d_max * (longest / wanted).clamp(max=1)
+    ratio = (x_max / cut).sqrt()
+    return Drive(length, (both / ratio).nan_to_num(0.0, 0.0), (both * ratio).nan_to_num(0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class ExpectedPulses:
+    """First moments of the pulse numbers of a mini-batch; tensors (…, O, K).
+
+    Attributes:
+        total: expected number of pulses, up and down.
+        net: expected up pulses minus down pulses.
+        squares: Σ over samples of m²/BL with m the sample's expected number: total − squares is the variance.
+    """
+
+    total: Tensor
+    net: Tensor
+    squares: Tensor
+
+
+def expected_pulses(lines: Lines, rate: Tensor | float, train: PulseTrain) -> ExpectedPulses:
+    """Mean and variance of the pulse numbers, by three products like that of a weight's gradient.
+
+    m = BL·p·q of each sample and cell, its variance m − m²/BL: a cell's coincidences are binomial.
+    """
+    driven = drive(lines.x_max, lines.d_max, rate, train)
+    per_slot = driven.x_factor * driven.d_factor * driven.length  # pulses for each unit of x·d, before the lines' ends
+    d = _cut(lines.d, driven.d_factor)
+    x = lines.x
+    if not train.managed_lines:
+        x = _cut(x, driven.x_factor)
+    d = d * per_slot
+    return ExpectedPulses(
+        total=lines.correlate(x.abs(), d.abs()),
+        net=lines.correlate(x, d).neg_(),
+        squares=lines.correlate(x.square(), d.square() / driven.length),
+    )
+
+
+def _cut(values: Tensor, factor: Tensor) -> Tensor:
+    """Values where factor·|values| would be a probability above 1, cut to 1."""
+    end = 1 / factor
+    return torch.minimum(torch.maximum(values, -end), end)
+
+
+def coincidences(x: Tensor, d: Tensor, rate: Tensor | float, train: PulseTrain, generator: torch.Generator) -> Tensor:
+    """Random signed pulse numbers of each sample and cell, up positive; (…, S, O, K).
+
+    In every slot each line fires or not; cells of one row or column share their line's pulses.
+    """
+    driven = drive(x.abs().amax(-1, keepdim=True), d.abs().amax(-1, keepdim=True), rate, train)
+    slots = int(driven.length.max()) if train.managed_length else train.longest
+    in_train = torch.arange(slots, device=x.device).unsqueeze(-1) < driven.length.unsqueeze(-1)
+    rows = _trains(d, driven.d_factor, slots, generator) * in_train
+    columns = _trains(x, driven.x_factor, slots, generator)
+    return (rows.mT @ columns).neg_()
+
+
+def _trains(values: Tensor, factor: Tensor, slots: int, generator: torch.Generator) -> Tensor:
+    """Trains of sign(value) with probability min(1, factor·|value|), else 0: (…, S, slots, lines).
+
+    By 16-bit random numbers and thresholds rounded at random, so that the mean probability is exact.
+    """
+    probability = (factor * values.abs()).clamp(max=1)
+    dither = torch.rand(probability.shape, generator=generator, device=values.device)
+    threshold = (probability * 2.0**16 + dither).floor_().clamp_(max=2.0**16)
+    shape = (*values.shape[:-1], slots, values.shape[-1])
+    count = values[..., 0].numel() * slots * values.shape[-1]
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
+    uniform = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
+    fires = uniform <= (threshold - (2**15 + 1)).clamp_(min=-(2.0**15)).to(torch.int16).unsqueeze(-2)
+    sign = values.sign() * (threshold > 0)
+    return fires * sign.unsqueeze(-2)
