@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,17 @@ from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.noise import NoiseStream
-from energytl.analog.quantize import best_range, fake_quantize
+from energytl.analog.quantize import best_range
 from energytl.analog.read import Array
+from energytl.analog.samples import collected, hand_over
+
+_LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
+"""Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
+
+
+def layer_of(parameter: nn.Parameter) -> "AnalogLayer | None":
+    """An analog layer whose weight this parameter is, or None."""
+    return next((layer for layer in list(_LAYERS) if layer.weight is parameter), None)
 
 
 class AnalogLayer(nn.Module, ABC):
@@ -52,9 +62,15 @@ class AnalogLayer(nn.Module, ABC):
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
         device = digital.weight.device
         self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=device))
-        self.weight_range = best_range(digital.weight, hardware.weights.levels)
+        self.weight_range = hardware.weights.full_range(digital.weight)
         self.input_range: float | None = None
         self._digital = [digital]  # in a list, so that it is no child
+        _LAYERS.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles are layers, too."""
+        super().__setstate__(state)
+        _LAYERS.add(self)
 
     @property
     def rho(self) -> Tensor:
@@ -63,8 +79,8 @@ class AnalogLayer(nn.Module, ABC):
 
     @property
     def stored_weight(self) -> Tensor:
-        """Quantised weight in units of the full range, −1..1; shape of weight, straight-through gradient."""
-        return fake_quantize(self.weight, self.weight_range, self.hardware.weights.levels) / self.weight_range
+        """What the cells hold, in units of the full range, −1..1; shape of weight, straight-through gradient."""
+        return self.hardware.weights.rounded(self.weight, self.weight_range) / self.weight_range
 
     def best_input_range(self, x: Tensor) -> float:
         """The range that rounds these inputs best."""
@@ -77,7 +93,7 @@ class AnalogLayer(nn.Module, ABC):
             with torch.no_grad():
                 self.log_rho.fill_(math.log(self.hardware.rho))
         if "weights" in changes:
-            self.weight_range = best_range(self.weight, self.hardware.weights.levels)
+            self.weight_range = self.hardware.weights.full_range(self.weight)
 
     def digital(self) -> nn.Module:
         """The torch.nn layer this one was made from, with this one's Parameters."""
@@ -89,20 +105,26 @@ class AnalogLayer(nn.Module, ABC):
         """Read the array with the inputs x, as torch.nn's layer of the same name takes them."""
         prepared = self.prepared(x)
         self.positions = self.count_positions(prepared)
-        if self.input_range is None:
+        if self.hardware.inputs.follows:
+            self.input_range = max(float(prepared.detach().abs().amax()), 1e-12)
+        elif self.input_range is None:
             self.input_range = self.best_input_range(prepared)
+        samples = collected(self.weight) if torch.is_grad_enabled() else None
+        weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(x.device.type, enabled=False):
-            y = self.hardware.computation(self._array(prepared, self.input_range), prepared)
+            y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
+        if samples is not None:
+            y = hand_over(y, self.weight, prepared, samples, self)
         return y.squeeze(0) if x.dim() == self.image_dims else y
 
     def prepared(self, x: Tensor) -> Tensor:
         """Inputs as they reach the array: of the weights' type, a batch, padded as far as `multiply` does not."""
         return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.weight.dtype))
 
-    def _array(self, x: Tensor, input_range: float) -> Array:
+    def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
         hardware = self.hardware
         return Array(
-            weight=self.stored_weight,
+            weight=hardware.weights.rounded(weight, self.weight_range),
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
@@ -127,8 +149,10 @@ class AnalogLayer(nn.Module, ABC):
         """The layer's product of padded inputs."""
 
     @abstractmethod
-    def multiply_backward(self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool) -> tuple[Tensor | None, Tensor]:
-        """Gradients of `multiply` to x (None if not wanted) and to the weight."""
+    def multiply_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of `multiply` to x and to the weight; None for what is not wanted."""
 
     @abstractmethod
     def bias_gradient(self, grad: Tensor) -> Tensor:
@@ -149,6 +173,18 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def fold(self, y: Tensor, x: Tensor) -> Tensor:
         """Outputs (N, L, G, O) in the shape that `multiply` gives for x."""
+
+    @abstractmethod
+    def unfold_outputs(self, y: Tensor) -> Tensor:
+        """Outputs in the shape that `multiply` gives, as (N, L, G, O)."""
+
+    @abstractmethod
+    def largest_input(self, x: Tensor) -> Tensor:
+        """max |x| of what each output position of each group sees of the padded inputs; broadcasts to the outputs."""
+
+    @abstractmethod
+    def largest_output(self, y: Tensor) -> Tensor:
+        """max |y| of each output position and group; broadcasts to the outputs y."""
 
     @property
     @abstractmethod
@@ -178,7 +214,7 @@ class AnalogLayer(nn.Module, ABC):
         complete = {**state_dict, prefix + "log_rho": rho}
         super()._load_from_state_dict(complete, prefix, local_metadata, *args)
         if "log_rho" not in local_metadata:
-            self.weight_range = best_range(self.weight, self.hardware.weights.levels)
+            self.weight_range = self.hardware.weights.full_range(self.weight)
 
 
 class AnalogLinear(AnalogLayer):
@@ -190,10 +226,10 @@ class AnalogLinear(AnalogLayer):
         return F.linear(x, weight, bias)
 
     def multiply_backward(  # noqa: D102
-        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
-    ) -> tuple[Tensor | None, Tensor]:
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         rows = grad.reshape(-1, grad.shape[-1])
-        return grad @ weight if wants_x else None, rows.T @ x.reshape(-1, x.shape[-1])
+        return grad @ weight if wants_x else None, rows.T @ x.reshape(-1, x.shape[-1]) if wants_weight else None
 
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
         return grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -209,6 +245,15 @@ class AnalogLinear(AnalogLayer):
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(*x.shape[:-1], -1)
+
+    def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.reshape(len(y), -1, 1, y.shape[-1])
+
+    def largest_input(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.abs().amax(-1, keepdim=True)
+
+    def largest_output(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.abs().amax(-1, keepdim=True)
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102
@@ -243,8 +288,8 @@ class AnalogConv2d(AnalogLayer):
         return F.conv2d(x, weight, bias, self.stride, self.inner_padding, self.dilation, self.groups)
 
     def multiply_backward(  # noqa: D102
-        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
-    ) -> tuple[Tensor | None, Tensor]:
+        self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad,
             x,
@@ -256,7 +301,7 @@ class AnalogConv2d(AnalogLayer):
             False,
             (0, 0),
             self.groups,
-            (wants_x, True, False),
+            (wants_x, wants_weight, False),
         )
         return grad_x, grad_weight
 
@@ -298,6 +343,23 @@ class AnalogConv2d(AnalogLayer):
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
         return y.flatten(2).transpose(1, 2).unflatten(2, self._output_size(x))
+
+    def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.flatten(2).transpose(1, 2).unflatten(2, (self.groups, -1))
+
+    def largest_input(self, x: Tensor) -> Tensor:  # noqa: D102
+        top, left = self.inner_padding
+        channels = F.pad(self._largest_of_group(x), (left, left, top, top))
+        kernel: Any = self.weight.shape[-2:]
+        seen = F.max_pool2d(channels, kernel, self.stride, 0, self.dilation)
+        return seen if self.groups == 1 else seen.repeat_interleave(len(self.weight) // self.groups, 1)
+
+    def largest_output(self, y: Tensor) -> Tensor:  # noqa: D102
+        largest = self._largest_of_group(y)
+        return largest if self.groups == 1 else largest.repeat_interleave(len(self.weight) // self.groups, 1)
+
+    def _largest_of_group(self, x: Tensor) -> Tensor:
+        return x.abs().unflatten(1, (self.groups, -1)).amax(2)
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102

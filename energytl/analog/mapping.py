@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from energytl.analog.quantize import best_range, fake_quantize
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
 
@@ -19,23 +20,45 @@ class WeightFormat:
     """How finely a weight is rounded.
 
     Attributes:
-        bits: bits of a weight, its sign among them: 2·levels + 1 values with levels = 2^(bits−1) − 1.
+        bits: bits of a weight, its sign among them: 2·levels + 1 values with levels = 2^(bits−1) − 1. None: not
+            rounded, and not cut to the range: what programming or pulses leave in a cell.
 
     >>> WeightFormat(5).levels
     15
     """
 
-    bits: int = 5
+    bits: int | None = 5
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
-        if not 2 <= self.bits <= 16:
-            raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign)")
+        if self.bits is not None and not 2 <= self.bits <= 16:
+            raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign), or null")
 
     @property
     def levels(self) -> int:
-        """The largest integer weight."""
+        """The largest integer weight.
+
+        Raises:
+            ValueError: for weights that are not rounded.
+        """
+        if self.bits is None:
+            raise ValueError("weights.bits is null, so weights are not rounded; this mapping needs 2 to 16 bits")
         return 2 ** (self.bits - 1) - 1
+
+    @property
+    def finest_levels(self) -> int:
+        """The largest integer weight of the finest rounding that weights can be told from."""
+        return 2**15 - 1 if self.bits is None else self.levels
+
+    def full_range(self, weight: Tensor) -> float:
+        """The range for these weights: that which rounds them best; three root mean squares if they are not rounded."""
+        if self.bits is not None:
+            return best_range(weight, self.levels)
+        return max(3 * float(weight.detach().square().mean().sqrt()), 1e-12)
+
+    def rounded(self, weight: Tensor, full_range: float) -> Tensor:
+        """What a cell of that range holds of these weights; shape of weight, straight-through gradient."""
+        return weight if self.bits is None else fake_quantize(weight, full_range, self.levels)
 
 
 class Mapping(ABC):
@@ -106,17 +129,17 @@ class BitCells(Mapping):
     """
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102
-        return weights.bits
+        return weights.levels.bit_length() + 1
 
     def conversions_per_output(self, weights: WeightFormat) -> int:  # noqa: D102
-        return weights.bits - 1
+        return weights.levels.bit_length()
 
     def significances(self, weights: WeightFormat) -> tuple[float, ...]:  # noqa: D102
-        return tuple(2.0**p / weights.levels for p in range(weights.bits - 1))
+        return tuple(2.0**p / weights.levels for p in range(weights.levels.bit_length()))
 
     def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:  # noqa: D102
         integer = (u.detach() * weights.levels).round().to(torch.int32)
-        powers = torch.arange(weights.bits - 1, device=u.device).view(-1, *[1] * u.dim())
+        powers = torch.arange(weights.levels.bit_length(), device=u.device).view(-1, *[1] * u.dim())
         bits = (integer.abs() >> powers & 1) * integer.sign()
         return bits.to(u) + (u - u.detach())  # straight-through: every bit moves with u, so Σ s_c·m_c does too
 

@@ -34,21 +34,8 @@ class NoiseStream:
         return self._generators[device]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers of the shape, type, device and memory layout of a dense tensor.
-
-        On the CPU, where torch's own take longer than a small convolution, by inverse transform of 16 random bits:
-        65,536 equally likely values within ±4.3, of unit variance.
-        """
-        generator = self.generator(like.device)
-        numbers = torch.empty_like(like)
-        flat = numbers.as_strided((numbers.numel(),), (1,))  # far faster to fill than channels last
-        if like.device.type != "cpu" or like.dtype != torch.float32:
-            flat.normal_(generator=generator)
-            return numbers
-        words = torch.empty(-(-flat.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        index = words.view(torch.int16)[: flat.numel()].to(torch.int32).add_(2**15)
-        torch.index_select(_normal_quantiles(), 0, index, out=flat)
-        return numbers
+        """Standard normal numbers of the shape, type, device and memory layout of a dense tensor."""
+        return normal_like(like, self.generator(like.device))
 
     def __getstate__(self) -> dict[str, object]:
         """Seed and positions, so that copies and pickles go on where this stream stands."""
@@ -63,6 +50,23 @@ class NoiseStream:
         self._generators = {}
         for device, position in state["states"].items():  # type: ignore[attr-defined]
             self.generator(torch.device(device)).set_state(position)
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape, type, device and memory layout of a dense tensor.
+
+    On the CPU, where torch's own take longer than a small convolution, by inverse transform of 16 random bits:
+    65,536 equally likely values within ±4.3, of unit variance.
+    """
+    numbers = torch.empty_like(like)
+    flat = numbers.as_strided((numbers.numel(),), (1,))  # far faster to fill than channels last
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        flat.normal_(generator=generator)
+        return numbers
+    words = torch.empty(-(-flat.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    index = words.view(torch.int16)[: flat.numel()].to(torch.int32).add_(2**15)
+    torch.index_select(_normal_quantiles(), 0, index, out=flat)
+    return numbers
 
 
 def fold(*seeds: int) -> int:

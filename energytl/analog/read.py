@@ -36,12 +36,15 @@ class InputFormat:
     Attributes:
         bits: bits of an input's magnitude: integers 0..levels with levels = 2^bits − 1. The sign of a signed input
             is the polarity of its pulse and takes no bit.
+        follows: whether the range follows the largest input of each batch, as converters with a variable reference
+            do; else it is fixed by calibration. What training on chip from scratch needs.
 
     >>> InputFormat(5).levels
     31
     """
 
     bits: int = 5
+    follows: bool = False
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no input."""
@@ -166,8 +169,8 @@ class Array:
     """One layer's cells, ready to be read.
 
     Attributes:
-        weight: quantised weights in units of the full range, u, of the layer's weight shape.
-        full_range: the weight that u = 1 stands for.
+        weight: stored weights, rounded if the cells are, of the layer's weight shape.
+        full_range: the weight that the full range u = 1 stands for.
         rho: energy coefficient ρ, scalar.
         input_range: the input that the integer `levels` stands for.
         bias: added digitally after the read, or None.
@@ -175,7 +178,7 @@ class Array:
         noise: source of the random states.
         index: number of the layer in its network.
         multiply: (x, weight, bias) → the layer's product.
-        multiply_backward: (grad, x, weight, whether x's is wanted) → its gradients to x (or None) and weight.
+        multiply_backward: (grad, x, weight, whether x's and the weight's are wanted) → its gradients to them, or None.
         bias_gradient: grad → its gradient to the bias.
         unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
         fold: (N, L, G, O) → the product's shape.
@@ -195,15 +198,20 @@ class Array:
     noise: NoiseStream
     index: int
     multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    multiply_backward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor | None, Tensor]]
+    multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     bias_gradient: Callable[[Tensor], Tensor]
     unfold: Callable[[Tensor], Tensor]
     fold: Callable[[Tensor], Tensor]
     positions: int
 
+    @property
+    def u(self) -> Tensor:
+        """The weights in units of the full range, −1..1."""
+        return self.weight / self.full_range
+
     def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
-        stored = self.mapping.stored(self.weight, self.weights)
+        stored = self.mapping.stored(self.u, self.weights)
         spread = amplitude(stored, self.rho, self.fluctuation)
         states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
         spread = spread * stored.detach().sign()  # a state moves the conductance, whatever the sign it stands for
@@ -226,7 +234,7 @@ class Noiseless(Computation):
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        return array.multiply(quantised, array.weight * array.full_range, array.bias)
+        return array.multiply(quantised, array.weight, array.bias)
 
 
 @dataclass(frozen=True)
@@ -245,8 +253,7 @@ class Frozen(Computation):
         else:
             generator = torch.Generator(x.device).manual_seed(fold(self.chip, array.index))
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        read = array.weight * array.full_range + array.deviation(generator)
-        return array.multiply(quantised, read, array.bias)
+        return array.multiply(quantised, array.weight + array.deviation(generator), array.bias)
 
 
 @dataclass(frozen=True)
@@ -261,9 +268,9 @@ class Moments(Computation):
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
-        squares = read_variance(array.weight, array.rho, array.mapping, array.weights, array.fluctuation)
-        weight, squares = array.weight * array.full_range, squares * array.full_range**2
-        outcome: Tensor = _ReadMoments.apply(x, weight, squares, array.bias, array, held)
+        squares = read_variance(array.u, array.rho, array.mapping, array.weights, array.fluctuation)
+        squares = squares * array.full_range**2
+        outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
         if not held:
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
@@ -290,7 +297,7 @@ class Exact(Computation):
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         patches = array.unfold(quantised / step)
         _, positions, groups, _ = patches.shape
-        stored = array.mapping.stored(array.weight, array.weights)
+        stored = array.mapping.stored(array.u, array.weights)
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
         spread = amplitude(stored, array.rho, array.fluctuation) * stored.detach().sign()
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
@@ -335,7 +342,7 @@ def read_variance_of_inputs(
 
 def _variance_floor(array: Array) -> Tensor:
     """10⁻⁴ of the variance of one input step on the smallest weight, per output; keeps the slope of √ finite."""
-    smallest = array.weight.new_full((), 1 / array.weights.levels)
+    smallest = array.weight.new_full((), 1 / array.weights.finest_levels)
     step = array.input_range / array.inputs.levels * array.full_range
     quantum = amplitude(smallest, array.rho.detach(), array.fluctuation) * step
     return (1e-4 * quantum.square() + 1e-30).to(array.weight.dtype).expand(len(array.weight))
@@ -376,15 +383,18 @@ class _ReadMoments(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Gradients to x, weight, squares and bias."""
         x, weight, squares, slope = ctx.saved_tensors
-        array, wants_x = ctx.array, ctx.needs_input_grad[0]
+        array = ctx.array
+        wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
         quantised, variance = _encode(x, array, ctx.held)
-        grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x)
+        grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x, wants_weight)
         grad_deviation = (slope * grad).mul_(0.5)
-        grad_variance, grad_squares = array.multiply_backward(grad_deviation, variance, squares, wants_x)
+        grad_variance, grad_squares = array.multiply_backward(
+            grad_deviation, variance, squares, wants_x, wants_squares
+        )
         if grad_x is not None and grad_variance is not None:
             grad_x = grad_x.addcmul_(quantised, grad_variance, value=2 * _curvature(array, ctx.held))
             grad_x = gradient_inside(grad_x, x, array.input_range)
-        grad_bias = array.bias_gradient(grad) if ctx.needs_input_grad[3] else None
+        grad_bias = array.bias_gradient(grad) if wants_bias else None
         return grad_x, grad_weight, grad_squares, grad_bias, None, None
 
 

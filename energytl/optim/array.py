@@ -6,7 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from energytl.analog.noise import normal_like
 from energytl.devices.pulsed import Cells, PulsedDevice, bounded, pulse
+from energytl.optim.fused import fused
 from energytl.optim.pulses import ExpectedPulses
 
 STATES_AT_ONCE = 2**17
@@ -102,7 +104,8 @@ class CellArray:
             device: kind of cell.
             generator: of the noise.
         """
-        maps = device.maps(self.cells)
+        by_sample = (getattr(self.cells, field.name) for field in fields(Cells))
+        maps = device.maps(Cells(*(t.unsqueeze(-3) if t.dim() else t for t in by_sample)))
         together = max(1, STATES_AT_ONCE // self.state.numel())
         variance = torch.zeros_like(self.state)
         state, touched = self.state, torch.zeros_like(self.state, dtype=torch.bool)
@@ -121,41 +124,33 @@ class CellArray:
             state = bounded(moved, state, pulsed, self.cells)
             touched |= pulsed
             self.pulses += numbers.abs().sum()
-        self._disturb_(state, variance, touched, device, generator)
+        if device.cycle_noise:
+            moved = torch.addcmul(state, normal_like(state, generator), variance.sqrt_())
+            state = bounded(moved, state, touched, self.cells)
+        self.state = state
         if device.write_noise:
             self.untouched.masked_fill_(touched, 0.0)
 
-    def train_aggregated_(self, pulses: ExpectedPulses, device: PulsedDevice, generator: torch.Generator) -> None:
-        """All pulses of a mini-batch at once, up and down in random order, as a diffusion (mode `aggregated`).
-
-        With N↑, N↓ expected pulses and steps a↑(g), a↓(g), the mean follows dg/dt = N↑·a↑ − N↓·a↓ for one unit of time
-        (exact for Poisson pulses and linear steps), the variance collects N↑·(a↑² + α↑²σ²) + N↓·(a↓² + α↓²σ²), less
-        what binomial counts vary less than Poisson's. Cells of a row or column vary independently.
-        """
-        up, down = (pulses.total + pulses.net).mul_(0.5), (pulses.total - pulses.net).mul_(0.5)
-        state = self.state
-        up_step, down_step = device.steps(state, self.cells)
-        up_slope, down_slope = device.slopes(state, self.cells)
-        drift = up * up_step - down * down_step
-        pull = (down * down_slope - up * up_slope).clamp_(min=0)
-        spread = up * up_step.square() + down * down_step.square()
-        spread.mul_((1 - pulses.squares / pulses.total).nan_to_num_(1.0))
-        if device.cycle_noise:
-            noise = up * self.cells.up.square() + down * self.cells.down.square()
-            spread.add_(noise, alpha=device.cycle_noise**2)
-        moved = torch.addcmul(state, drift, saturating(pull))
-        variance = spread.mul_(saturating(2 * pull))
-        self._disturb_(moved, variance, pulses.total > 0, device, generator)
-        if device.write_noise:
-            self.untouched.mul_((-pulses.total).exp_())
-        self.pulses += pulses.total.sum()
-
-    def _disturb_(
-        self, mean: Tensor, variance: Tensor, pulsed: Tensor, device: PulsedDevice, generator: torch.Generator
+    def train_aggregated_(
+        self, pulses: ExpectedPulses, device: PulsedDevice, generator: torch.Generator, fuse: bool = False
     ) -> None:
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        moved = torch.addcmul(mean, noise, variance.clamp_(min=0).sqrt_())
-        self.state.copy_(bounded(moved, self.state, pulsed, self.cells))
+        """All pulses of a mini-batch at once, up and down in random order (mode `aggregated`, see `diffused`).
+
+        Args:
+            pulses: expected numbers.
+            device: kind of cell.
+            generator: of the noise.
+            fuse: compute in one fused kernel (torch.compile).
+        """
+        function = fused(diffused) if fuse else diffused
+        noise = normal_like(self.state, generator)
+        tensors = (pulses.total, pulses.net, pulses.squares, self.state, noise)
+        cells = (self.cells.up, self.cells.down, self.cells.upper, self.cells.lower)
+        state = function(device, *(t.flatten() for t in tensors), *(t.flatten() for t in cells))
+        self.state = state.view(self.state.shape)
+        if device.write_noise:
+            self.untouched.mul_(pulses.total.neg().exp_())
+        self.pulses += pulses.total.sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, as a checkpoint holds them."""
@@ -170,13 +165,53 @@ class CellArray:
         return cls(cells=cells, **{name: tensor for name, tensor in tensors.items() if name not in names})
 
 
+def diffused(
+    device: PulsedDevice,
+    total: Tensor,
+    net: Tensor,
+    squares: Tensor,
+    state: Tensor,
+    noise: Tensor,
+    up: Tensor,
+    down: Tensor,
+    upper: Tensor,
+    lower: Tensor,
+) -> Tensor:
+    """States after many random pulses up and down in random order, as a diffusion; all tensors of one shape.
+
+    With N↑, N↓ expected pulses and steps a↑(g), a↓(g), the mean follows dg/dt = N↑·a↑ − N↓·a↓ for one unit of time
+    (exact for Poisson pulses and linear steps), the variance collects N↑·(a↑² + α↑²σ²) + N↓·(a↓² + α↓²σ²), less what
+    binomial counts vary less than Poisson's; each is drawn back by the slope of the steps. Cells of a row or column,
+    which share their lines' pulses, vary independently here.
+
+    Args:
+        device: kind of cell.
+        total, net, squares: moments of the pulse numbers (`ExpectedPulses`).
+        state: g.
+        noise: standard normal numbers.
+        up, down, upper, lower: see `Cells`.
+    """
+    cells = Cells(up, down, upper, lower, up)  # the reference plays no part
+    rising, falling = (total + net) * 0.5, (total - net) * 0.5
+    up_step, down_step = device.steps(state, cells)
+    up_slope, down_slope = device.slopes(state, cells)
+    pull = (falling * down_slope - rising * up_slope).clamp(min=0)
+    counting = rising * up_step * up_step + falling * down_step * down_step
+    binomial = 1 - squares / total.clamp(min=1e-30)
+    cycling = (rising * up * up + falling * down * down) * device.cycle_noise**2
+    variance = (counting * binomial + cycling).clamp(min=0) * saturating(2 * pull)
+    moved = state + (rising * up_step - falling * down_step) * saturating(pull) + noise * variance.sqrt()
+    return bounded(moved, state, total > 0, cells)
+
+
 def saturating(pull: Tensor) -> Tensor:
     """φ(Λ) = (1 − e^−Λ)/Λ, 1 at 0: what is left of a unit drift against a pull Λ; shape of pull, ≥ 0.
 
     >>> saturating(torch.tensor([0.0, 1.0]))
     tensor([1.0000, 0.6321])
     """
-    return torch.where(pull > 1e-6, -torch.expm1(-pull) / pull, 1 - pull / 2)
+    series = 1 - pull * (1 / 2 - pull * (1 / 6 - pull / 24))
+    return torch.where(pull > 0.02, (1 - torch.exp(-pull)) / pull, series)
 
 
 def _composed(factor: Tensor, shift: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

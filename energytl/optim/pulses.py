@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TRAINS_AT_ONCE = 2**22
+"""How many lines times slots are drawn at once."""
+
 
 @dataclass(frozen=True)
 class PulseTrain:
@@ -145,12 +148,36 @@ def coincidences(x: Tensor, d: Tensor, rate: Tensor | float, train: PulseTrain, 
 
     In every slot each line fires or not; cells of one row or column share their line's pulses.
     """
+    rows, columns = trains(x, d, rate, train, generator)
+    return (rows.mT @ columns).neg_()
+
+
+def trains(
+    x: Tensor, d: Tensor, rate: Tensor | float, train: PulseTrain, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random trains of the errors' lines (…, S, slots, O) and of the inputs' (…, S, slots, K): −1, 0 or 1."""
     driven = drive(x.abs().amax(-1, keepdim=True), d.abs().amax(-1, keepdim=True), rate, train)
     slots = int(driven.length.max()) if train.managed_length else train.longest
     in_train = torch.arange(slots, device=x.device).unsqueeze(-1) < driven.length.unsqueeze(-1)
-    rows = _trains(d, driven.d_factor, slots, generator) * in_train
-    columns = _trains(x, driven.x_factor, slots, generator)
-    return (rows.mT @ columns).neg_()
+    return _trains(d, driven.d_factor, slots, generator) * in_train, _trains(x, driven.x_factor, slots, generator)
+
+
+def counts_in_order(
+    x: Tensor, d: Tensor, rate: Tensor | float, train: PulseTrain, generator: torch.Generator
+) -> Callable[[int, int], Tensor]:
+    """(first, last) → `coincidences` of those samples; asked for in order, drawn block by block."""
+    block = max(1, TRAINS_AT_ONCE // (train.longest * (x[..., 0, :].numel() + d[..., 0, :].numel())))
+    start, end, rows, columns = 0, 0, x, d
+
+    def counts(first: int, last: int) -> Tensor:
+        nonlocal start, end, rows, columns
+        if last > end:
+            start, end = first, min(max(first + block, last), x.shape[-2])
+            rows, columns = trains(x[..., start:end, :], d[..., start:end, :], rate, train, generator)
+        part = slice(first - start, last - start)
+        return (rows[..., part, :, :].mT @ columns[..., part, :, :]).neg_()
+
+    return counts
 
 
 def _trains(values: Tensor, factor: Tensor, slots: int, generator: torch.Generator) -> Tensor:

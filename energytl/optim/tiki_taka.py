@@ -18,7 +18,7 @@ from torch import Tensor
 
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
-from energytl.optim.pulses import PulseTrain, coincidences
+from energytl.optim.pulses import ExpectedPulses, PulseTrain, coincidences
 
 Reader = Callable[[Tensor], Tensor]
 """Weights of some columns (…, O, m) → what reading them returns."""
@@ -102,11 +102,83 @@ class TikiTaka(ABC):
         pair.images += images
         return pair.images // self.every - before
 
+    def learn_aggregated_(
+        self,
+        pair: Pair,
+        pulses: ExpectedPulses,
+        images: int,
+        lr: float,
+        device: PulsedDevice,
+        read: Reader,
+        generator: torch.Generator,
+        fuse: bool = False,
+    ) -> Tensor:
+        """A mini-batch at once: first all pulses on A, then the reads that fell due; the columns of C that may move."""
+        pulses.net.mul_(pair.chop)
+        pair.fast.train_aggregated_(pulses, device, generator, fuse)
+        return self.transfer_(pair, self.due(pair, images), lr, device, read, generator)
+
+    def learn_in_order_(
+        self,
+        pair: Pair,
+        counts: Callable[[int, int], Tensor],
+        samples: int,
+        images: int,
+        lr: float,
+        device: PulsedDevice,
+        read: Reader,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """A mini-batch, sample by sample, every read at its own time; the columns of C that may move.
+
+        A read concerns one column: so first all columns get the pulses that come before their read, then all are
+        read, then those columns get the pulses that come after.
+
+        Args:
+            pair: the arrays.
+            counts: (first, last) → signed pulse numbers of these samples, (…, samples, O, K), without choppers.
+            samples: number of samples, equally many for each image.
+            images: number of images; so few that no column is read twice.
+            lr: scale of what is read.
+            device: kind of cell.
+            read: reads columns.
+            generator: of all noise.
+        """
+        first_read = self.every - pair.images % self.every
+        reads = self.due(pair, images)
+        if reads > pair.columns:
+            raise ValueError(f"{reads} reads of {pair.columns} columns in one call; allowed: each column once")
+        where = pair.chop.device
+        numbers = torch.arange(reads, device=where)
+        columns = (pair.reads + numbers) % pair.columns
+        ends = (first_read + numbers * self.every) * (samples // images)  # samples before each column's read
+        before = pair.chop.clone()
+        rest: list[Tensor] = []
+
+        def early(first: int, last: int) -> Tensor:
+            pulses = counts(first, last).mul_(before.unsqueeze(-3))
+            if reads and first_read + (reads - 1) * self.every < images or reads > 1:
+                read_columns = pulses.index_select(-1, columns)
+                late = (torch.arange(first, last, device=where).unsqueeze(-1) >= ends).unsqueeze(-2)
+                rest.append(read_columns * late)
+                pulses.index_copy_(-1, columns, read_columns * ~late)
+            return pulses
+
+        pair.fast.train_(early, samples, device, generator)
+        changed = self.transfer_(pair, reads, lr, device, read, generator)
+        if rest:
+            late_pulses = torch.cat(rest, -3) * (before * pair.chop).index_select(-1, columns).unsqueeze(-3)
+            part = pair.fast.columns(columns)
+            part.train_(lambda first, last: late_pulses[..., first:last, :, :], samples, device, generator)
+            pair.fast.put_(columns, part)
+        return changed
+
     def transfer_(
         self, pair: Pair, reads: int, lr: float, device: PulsedDevice, read: Reader, generator: torch.Generator
-    ) -> None:
-        """Read so many columns of A, one after the other, and move C by what they show."""
+    ) -> Tensor:
+        """Read so many columns of A, one after the other, and move C by what they show; the numbers of these columns."""
         where = pair.chop.device
+        changed = torch.arange(pair.reads, pair.reads + min(reads, pair.columns), device=where) % pair.columns
         while reads:
             together = min(reads, pair.columns)
             numbers = torch.arange(pair.reads, pair.reads + together, device=where)
@@ -117,6 +189,7 @@ class TikiTaka(ABC):
             self.move_(pair, event, read(columns.weights()), lr, device, generator)
             pair.reads += together
             reads -= together
+        return changed
 
     @abstractmethod
     def move_(
