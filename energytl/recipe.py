@@ -22,6 +22,7 @@ from energytl.cost.periphery import Periphery
 from energytl.data import ImageData
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.pulsed import PulsedDevice
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
 
@@ -145,7 +146,7 @@ class Case:
 
 def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     """The parser of everything that a recipe may hold."""
-    set_parsing_settings(subclasses_enabled=[Fluctuation, Cell])  # so that functions may return them, as presets do
+    set_parsing_settings(subclasses_enabled=[Fluctuation, Cell, PulsedDevice])  # so that functions may return them, as presets do
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)

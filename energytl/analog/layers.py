@@ -186,6 +186,14 @@ class AnalogLayer(nn.Module, ABC):
     def largest_output(self, y: Tensor) -> Tensor:
         """max |y| of each output position and group; broadcasts to the outputs y."""
 
+    @abstractmethod
+    def sum_outputs(self, y: Tensor) -> Tensor:
+        """Sums of each group's outputs, in the shape of outputs of a layer with one a group."""
+
+    @abstractmethod
+    def outputs_per_group(self, y: Tensor) -> int:
+        """How many outputs each group of y has."""
+
     @property
     @abstractmethod
     def matrix_shape(self) -> tuple[int, int, int]:
@@ -254,6 +262,12 @@ class AnalogLinear(AnalogLayer):
 
     def largest_output(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.abs().amax(-1, keepdim=True)
+
+    def sum_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.sum(-1, keepdim=True)
+
+    def outputs_per_group(self, y: Tensor) -> int:  # noqa: D102
+        return y.shape[-1]
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:  # noqa: D102
@@ -357,6 +371,12 @@ class AnalogConv2d(AnalogLayer):
     def largest_output(self, y: Tensor) -> Tensor:  # noqa: D102
         largest = self._largest_of_group(y)
         return largest if self.groups == 1 else largest.repeat_interleave(len(self.weight) // self.groups, 1)
+
+    def sum_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.unflatten(1, (self.groups, -1)).sum(2)
+
+    def outputs_per_group(self, y: Tensor) -> int:  # noqa: D102
+        return y.shape[1] // self.groups
 
     def _largest_of_group(self, x: Tensor) -> Tensor:
         return x.abs().unflatten(1, (self.groups, -1)).amax(2)

@@ -12,14 +12,10 @@ Noise of one pulse: α·σ·ξ with σ = cycle_noise. After each pulse g is cut 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
-
-Maps = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Signed pulse counts → factor, shift, variance: the state g becomes factor·g + shift, of that variance."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +95,25 @@ class PulsedDevice(ABC):
         """Derivatives of `steps`, da↑/dg and da↓/dg; broadcast to the shape of g."""
 
     @abstractmethod
-    def maps(self, cells: Cells) -> Maps | None:
-        """Bursts of equal pulses as affine maps of the state, or None if they are none."""
+    def constants(self, cells: Cells) -> tuple[Tensor, ...] | None:
+        """What `affine` needs to know of the cells; None if bursts are no affine maps of the state."""
+
+    @abstractmethod
+    def affine(self, counts: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bursts of |counts| equal pulses, up where positive: the state g becomes factor·g + shift.
+
+        Returns factor, shift and the variance that noise adds, each of the shape of counts.
+        """
 
     def burst(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Mean and variance of the state after |counts| pulses, up where positive, down where negative.
 
         The bounds do not cut inside a burst; shape of g.
         """
-        maps = self.maps(cells)
-        if maps is None:
+        constants = self.constants(cells)
+        if constants is None:
             return self.pulse_by_pulse(g, counts, cells)
-        factor, shift, variance = maps(counts)
+        factor, shift, variance = self.affine(counts, *constants)
         return factor * g + shift, variance
 
     def pulse_by_pulse(self, g: Tensor, counts: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
@@ -148,7 +151,7 @@ class PulsedDevice(ABC):
             lower=-torch.minimum(high, low).abs(),
             reference=torch.zeros((), device=generator.device),
         )
-        cells = Cells(*_parts(cells)[:4], self.reference(shape, cells, generator))
+        cells = replace(cells, reference=self.reference(shape, cells, generator))
         if not self.stuck:
             return cells
         stuck = torch.rand(shape, generator=generator, device=generator.device) < self.stuck
@@ -214,13 +217,13 @@ class ConstantStep(PulsedDevice):
         zero = torch.zeros((), device=g.device)
         return zero, zero
 
-    def maps(self, cells: Cells) -> Maps:  # noqa: D102
-        def burst(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            step = torch.where(counts > 0, cells.up, cells.down)
-            variance = (step * self.cycle_noise).square() * counts.abs()
-            return torch.ones((), device=counts.device), step * counts, variance
+    def constants(self, cells: Cells) -> tuple[Tensor, ...]:  # noqa: D102
+        return cells.up, cells.down
 
-        return burst
+    def affine(self, counts: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        up, down = constants
+        step = torch.where(counts > 0, up, down)
+        return torch.ones_like(counts), step * counts, (step * self.cycle_noise).square() * counts.abs()
 
     def symmetry_point(self, cells: Cells) -> Tensor:  # noqa: D102
         nowhere = torch.full_like(cells.up, float("inf"))
@@ -237,8 +240,11 @@ class SoftBounds(PulsedDevice):
     def slopes(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
         return -cells.up / cells.upper, -cells.down / cells.lower
 
-    def maps(self, cells: Cells) -> Maps:  # noqa: D102
-        return soft_bounds_maps(cells, self.cycle_noise)
+    def constants(self, cells: Cells) -> tuple[Tensor, ...]:  # noqa: D102
+        return soft_bounds_constants(cells, self.cycle_noise)
+
+    def affine(self, counts: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        return soft_bounds_affine(counts, *constants)
 
     def symmetry_point(self, cells: Cells) -> Tensor:  # noqa: D102
         return soft_bounds_symmetry_point(cells)
@@ -303,8 +309,12 @@ class ExponentialStep(PulsedDevice):
         z = 2 * self.scale * g / (cells.upper - cells.lower) + self.shift
         return self.up_amplitude * (self.up_rate * z).exp(), self.down_amplitude * (-self.down_rate * z).exp()
 
-    def maps(self, cells: Cells) -> None:  # noqa: D102
+    def constants(self, cells: Cells) -> None:  # noqa: D102
         return None
+
+    def affine(self, counts: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """There is no such map."""
+        raise TypeError("bursts of exponential steps are no affine maps of the state")
 
     def symmetry_point(self, cells: Cells) -> Tensor:
         """By bisection between the bounds."""
@@ -332,31 +342,38 @@ def soft_bounds_steps(g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
     return cells.up * (1 - g / cells.upper), cells.down * (1 - g / cells.lower)
 
 
-def soft_bounds_maps(cells: Cells, cycle_noise: float) -> Maps:
-    """n equal pulses in closed form: g → b + (g − b)·ρⁿ, of variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²), with ρ = 1 − α/|b|.
-
-    A pulse larger than the way to its bound (α > |b|) ends at the bound.
-
-    >>> maps = soft_bounds_maps(SoftBounds(dw_min=0.1).nominal(), cycle_noise=1.0)
-    >>> factor, shift, variance = maps(torch.tensor(2.0))
-    >>> factor, shift, variance
-    (tensor(0.8100), tensor(0.1900), tensor(0.0181))
-    """
+def soft_bounds_constants(cells: Cells, cycle_noise: float) -> tuple[Tensor, ...]:
+    """For `soft_bounds_affine`: ln ρ↑, ln ρ↓, b_max, b_min, and the variances α²σ²/(1 − ρ²) that many pulses end at."""
     up_kept = (1 - cells.up / cells.upper).nan_to_num(1.0).clamp(min=1e-30)  # a stuck cell at 0 has α = b = 0
     down_kept = (1 + cells.down / cells.lower).nan_to_num(1.0).clamp(min=1e-30)
-    log_up, log_down = up_kept.log(), down_kept.log()
     up_limit = ((cells.up * cycle_noise).square() / (1 - up_kept.square())).nan_to_num(0.0)
     down_limit = ((cells.down * cycle_noise).square() / (1 - down_kept.square())).nan_to_num(0.0)
+    return up_kept.log(), down_kept.log(), cells.upper, cells.lower, up_limit, down_limit
 
-    def burst(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rising = counts > 0
-        factor = (counts * torch.where(rising, log_up, -log_down)).exp_()
-        lost = 1 - factor
-        shift = torch.where(rising, cells.upper, cells.lower) * lost
-        variance = torch.where(rising, up_limit, down_limit).mul_(lost).mul_(1 + factor)
-        return factor, shift, variance
 
-    return burst
+def soft_bounds_affine(
+    counts: Tensor,
+    log_up: Tensor,
+    log_down: Tensor,
+    upper: Tensor,
+    lower: Tensor,
+    up_limit: Tensor,
+    down_limit: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """n equal pulses in closed form: g → b + (g − b)·ρⁿ, of variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²), with ρ = 1 − α/|b|.
+
+    A pulse larger than the way to its bound (α > |b|) ends at the bound. Factor, shift, variance; shape of counts.
+
+    >>> constants = soft_bounds_constants(SoftBounds(dw_min=0.1).nominal(), cycle_noise=1.0)
+    >>> soft_bounds_affine(torch.tensor(2.0), *constants)
+    (tensor(0.8100), tensor(0.1900), tensor(0.0181))
+    """
+    rising = counts > 0
+    factor = torch.exp(counts * torch.where(rising, log_up, -log_down))
+    lost = 1 - factor
+    shift = torch.where(rising, upper, lower) * lost
+    variance = torch.where(rising, up_limit, down_limit) * (lost * (1 + factor))
+    return factor, shift, variance
 
 
 def soft_bounds_symmetry_point(cells: Cells) -> Tensor:

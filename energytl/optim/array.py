@@ -23,14 +23,12 @@ class CellArray:
         cells: the population.
         state: physical states g.
         offset: write noise that the cells show now; a scalar 0 if the device has none.
-        untouched: probability that a cell got no pulse since its offset was drawn; a scalar 1 without write noise.
         pulses: pulses so far, a scalar.
     """
 
     cells: Cells
     state: Tensor
     offset: Tensor
-    untouched: Tensor
     pulses: Tensor
 
     @classmethod
@@ -38,52 +36,45 @@ class CellArray:
         """An array of drawn cells that hold the weight 0, as far as their bounds allow."""
         cells = device.draw(shape, generator)
         where = generator.device
-        offset, untouched = torch.zeros((), device=where), torch.ones((), device=where)
-        if device.write_noise:
-            offset, untouched = torch.zeros(shape, device=where), torch.zeros(shape, device=where)
-        array = cls(cells, torch.zeros(shape, device=where), offset, untouched, torch.zeros((), device=where))
+        offset = torch.zeros(shape if device.write_noise else (), device=where)
+        array = cls(cells, torch.zeros(shape, device=where), offset, torch.zeros((), device=where))
         array.write_(torch.zeros(shape, device=where), device, generator)
         return array
 
     def write_(self, weights: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
         """Hold these weights, cut to each cell's bounds; write noise is drawn."""
-        self.state = torch.minimum(torch.maximum(weights + self.cells.reference, self.cells.lower), self.cells.upper)
-        self.untouched.zero_()
-        if not device.write_noise:
-            self.untouched.fill_(1.0)
-        self.settle_(device, generator)
+        wanted = weights + self.cells.reference
+        self.state.copy_(torch.minimum(torch.maximum(wanted, self.cells.lower), self.cells.upper))
+        self._redraw_(torch.ones_like(self.state, dtype=torch.bool), device, generator)
 
-    def settle_(self, device: PulsedDevice, generator: torch.Generator) -> None:
-        """Draw the write noise of the cells that were pulsed since it was drawn last."""
-        if not device.write_noise:
-            return
-        shape, where = self.state.shape, generator.device
-        keep = torch.rand(shape, generator=generator, device=where) < self.untouched
-        drawn = torch.randn(shape, generator=generator, device=where) * (device.write_noise * device.dw_min)
-        self.offset = torch.where(keep, self.offset, drawn)
-        self.untouched.fill_(1.0)
+    def _redraw_(self, pulsed: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
+        """New write noise for the cells that were pulsed."""
+        if device.write_noise:
+            drawn = normal_like(self.state, generator).mul_(device.write_noise * device.dw_min)
+            self.offset.copy_(torch.where(pulsed, drawn, self.offset))
 
     def weights(self) -> Tensor:
         """What the cells show: w = g − r + write noise."""
         return self.state - self.cells.reference + self.offset
 
-    def columns(self, index: Tensor) -> "CellArray":
-        """Some columns, as an array of their own; `put_` takes them back."""
-        tensors = {name: t.index_select(-1, index) if t.dim() else t for name, t in self.tensors().items()}
-        return CellArray.of(tensors | {"pulses": torch.zeros_like(self.pulses)})
+    def columns(self, first: int, number: int) -> "CellArray":
+        """Some columns, as an array that shares their cells."""
 
-    def put_(self, index: Tensor, columns: "CellArray") -> None:
-        """Take up the states of such columns."""
-        for name in ("state", "offset", "untouched"):
-            if getattr(self, name).dim():
-                getattr(self, name).index_copy_(-1, index, getattr(columns, name))
-        self.pulses += columns.pulses
+        def part(tensor: Tensor) -> Tensor:
+            return tensor.narrow(-1, first, number) if tensor.dim() else tensor
+
+        cells = self.cells
+        return CellArray(
+            Cells(part(cells.up), part(cells.down), part(cells.upper), part(cells.lower), part(cells.reference)),
+            part(self.state),
+            part(self.offset),
+            self.pulses,
+        )
 
     def pulse_(self, direction: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
         """One pulse for each cell where direction is +1 or −1, none where it is 0."""
-        self.state = pulse(device, self.state, direction, self.cells, generator)
-        if device.write_noise:
-            self.untouched.masked_fill_(direction != 0, 0.0)
+        self.state.copy_(pulse(device, self.state, direction, self.cells, generator))
+        self._redraw_(direction != 0, device, generator)
         self.pulses += direction.abs().sum()
 
     def train_(
@@ -92,6 +83,7 @@ class CellArray:
         samples: int,
         device: PulsedDevice,
         generator: torch.Generator,
+        fuse: bool = False,
     ) -> None:
         """Pulses of samples one after the other, each finding the state that the last one left (mode `exact`).
 
@@ -103,53 +95,63 @@ class CellArray:
             samples: how many there are.
             device: kind of cell.
             generator: of the noise.
+            fuse: compute in fused kernels (torch.compile).
         """
-        by_sample = (getattr(self.cells, field.name) for field in fields(Cells))
-        maps = device.maps(Cells(*(t.unsqueeze(-3) if t.dim() else t for t in by_sample)))
+        bounds = (self.cells.lower, self.cells.upper)
+        constants = device.constants(self.cells)
+        if constants is not None:
+            constants = tuple(t.unsqueeze(-3) for t in constants)
         together = max(1, STATES_AT_ONCE // self.state.numel())
-        variance = torch.zeros_like(self.state)
-        state, touched = self.state, torch.zeros_like(self.state, dtype=torch.bool)
+        state, variance = self.state.clone(), torch.zeros_like(self.state)
+        touched = torch.zeros_like(self.state)
         for first in range(0, samples, together):
             numbers = counts(first, min(first + together, samples))
-            if maps is None:
-                moved = state
+            if constants is None:
                 for number in numbers.unbind(-3):
-                    moved, more = device.burst(moved, number, self.cells)
-                    variance = variance + more
+                    moved, more = device.pulse_by_pulse(state, number, self.cells)
+                    state, variance = bounded(moved, state, number != 0, self.cells), variance + more
+                touched += numbers.abs().sum(-3)
+            elif numbers.shape[-3] == 1:
+                (fused(moved_) if fuse else moved_)(device, numbers, state, variance, touched, *bounds, *constants)
             else:
-                factor, shift, more = _composed(*(t.expand_as(numbers) for t in maps(numbers)))
-                moved = torch.addcmul(shift, factor, state)
+                maps = (fused(mapped) if fuse else mapped)(device, numbers, *constants)
+                factor, shift, more = _composed(*maps)
                 variance = more.addcmul_(factor.square(), variance)
-            pulsed = (numbers != 0).any(-3)
-            state = bounded(moved, state, pulsed, self.cells)
-            touched |= pulsed
-            self.pulses += numbers.abs().sum()
+                pulsed = numbers.abs().sum(-3)
+                state = bounded(torch.addcmul(shift, factor, state), state, pulsed > 0, self.cells)
+                touched += pulsed
         if device.cycle_noise:
             moved = torch.addcmul(state, normal_like(state, generator), variance.sqrt_())
-            state = bounded(moved, state, touched, self.cells)
-        self.state = state
-        if device.write_noise:
-            self.untouched.masked_fill_(touched, 0.0)
+            state = bounded(moved, state, touched > 0, self.cells)
+        self.state.copy_(state)
+        self._redraw_(touched > 0, device, generator)
+        self.pulses += touched.sum()
 
     def train_aggregated_(
-        self, pulses: ExpectedPulses, device: PulsedDevice, generator: torch.Generator, fuse: bool = False
+        self,
+        pulses: ExpectedPulses,
+        signs: Tensor,
+        device: PulsedDevice,
+        generator: torch.Generator,
+        fuse: bool = False,
     ) -> None:
-        """All pulses of a mini-batch at once, up and down in random order (mode `aggregated`, see `diffused`).
+        """All pulses of some samples at once, in random order (mode `aggregated`, see `diffused_`).
 
         Args:
-            pulses: expected numbers.
+            pulses: their moments.
+            signs: of the columns, (…, 1, K), ±1: what choppers make of up and down.
             device: kind of cell.
             generator: of the noise.
             fuse: compute in one fused kernel (torch.compile).
         """
-        function = fused(diffused) if fuse else diffused
-        noise = normal_like(self.state, generator)
-        tensors = (pulses.total, pulses.net, pulses.squares, self.state, noise)
         cells = (self.cells.up, self.cells.down, self.cells.upper, self.cells.lower)
-        state = function(device, *(t.flatten() for t in tensors), *(t.flatten() for t in cells))
-        self.state = state.view(self.state.shape)
+        moments = (pulses.total, pulses.net, pulses.power, pulses.slot, pulses.samples)
+        noise = normal_like(pulses.total, generator)
+        (fused(diffused_) if fuse else diffused_)(device, *moments, signs, self.state, noise, *cells)
         if device.write_noise:
-            self.untouched.mul_(pulses.total.neg().exp_())
+            unpulsed = torch.exp(-pulses.total)
+            uniform = torch.rand(unpulsed.shape, generator=generator, device=unpulsed.device)
+            self._redraw_(uniform >= unpulsed, device, generator)
         self.pulses += pulses.total.sum()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -165,43 +167,79 @@ class CellArray:
         return cls(cells=cells, **{name: tensor for name, tensor in tensors.items() if name not in names})
 
 
-def diffused(
+def diffused_(
     device: PulsedDevice,
     total: Tensor,
     net: Tensor,
-    squares: Tensor,
+    power: Tensor,
+    slot: Tensor,
+    samples: Tensor,
+    signs: Tensor,
     state: Tensor,
     noise: Tensor,
     up: Tensor,
     down: Tensor,
     upper: Tensor,
     lower: Tensor,
-) -> Tensor:
-    """States after many random pulses up and down in random order, as a diffusion; all tensors of one shape.
+) -> None:
+    """Move states by many pulses, samples in random order, as a diffusion; tensors of one shape, or broadcast to it.
 
-    With N↑, N↓ expected pulses and steps a↑(g), a↓(g), the mean follows dg/dt = N↑·a↑ − N↓·a↓ for one unit of time
-    (exact for Poisson pulses and linear steps), the variance collects N↑·(a↑² + α↑²σ²) + N↓·(a↓² + α↓²σ²), less what
-    binomial counts vary less than Poisson's; each is drawn back by the slope of the steps. Cells of a row or column,
-    which share their lines' pulses, vary independently here.
+    With N↑, N↓ expected pulses, steps a↑(g), a↓(g) and Λ = −(N↑·da↑/dg − N↓·da↓/dg), the pull of the steps' slopes:
+    * mean: dg/dt = N↑·a↑ − N↓·a↓ for one unit of time, so g + (N↑·a↑ − N↓·a↓)·φ(Λ), φ(Λ) = (1 − e^−Λ)/Λ (exact for
+      Poisson pulses and linear steps);
+    * variance: pulses count at random, N↑·a↑² + N↓·a↓² (binomially, so a little less), and differ, N↑·α↑²σ² + N↓·α↓²σ²;
+      both are forgotten as φ(2Λ). Which samples came last matters, too: Σm²·a²·(φ(2Λ) − φ(Λ)²), a sample's place in
+      the order being uniform.
+    Cells of a row or column, which share their lines' pulses, vary independently here; so do steps within one burst.
 
     Args:
         device: kind of cell.
-        total, net, squares: moments of the pulse numbers (`ExpectedPulses`).
-        state: g.
+        total, net, power, slot, samples: moments of the pulse numbers (`ExpectedPulses`).
+        signs: of the columns.
+        state: g, changed.
         noise: standard normal numbers.
         up, down, upper, lower: see `Cells`.
     """
     cells = Cells(up, down, upper, lower, up)  # the reference plays no part
-    rising, falling = (total + net) * 0.5, (total - net) * 0.5
+    signed = net * signs
+    rising, falling = (total + signed) * 0.5, (total - signed) * 0.5
     up_step, down_step = device.steps(state, cells)
     up_slope, down_slope = device.slopes(state, cells)
     pull = (falling * down_slope - rising * up_slope).clamp(min=0)
-    counting = rising * up_step * up_step + falling * down_step * down_step
-    binomial = 1 - squares / total.clamp(min=1e-30)
-    cycling = (rising * up * up + falling * down * down) * device.cycle_noise**2
-    variance = (counting * binomial + cycling).clamp(min=0) * saturating(2 * pull)
-    moved = state + (rising * up_step - falling * down_step) * saturating(pull) + noise * variance.sqrt()
-    return bounded(moved, state, total > 0, cells)
+    once, twice = saturating(pull), saturating(2 * pull)
+    inverse = 1 / total.clamp(min=1e-30)
+    square_step = (rising * up_step * up_step + falling * down_step * down_step) * inverse
+    counting = (total - power * slot).clamp(min=0) * twice
+    unequal = (power - net * net / samples).clamp(min=0) * (samples / (samples - 1).clamp(min=1))
+    ordering = unequal * (twice - once * once).clamp(min=0)
+    cycling = (rising * up * up + falling * down * down) * device.cycle_noise**2 * twice
+    variance = square_step * (counting + ordering) + cycling
+    moved = state + (rising * up_step - falling * down_step) * once + noise * variance.sqrt()
+    state.copy_(bounded(moved, state, total > 0, cells))
+
+
+def moved_(
+    device: PulsedDevice,
+    numbers: Tensor,
+    state: Tensor,
+    variance: Tensor,
+    touched: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    *constants: Tensor,
+) -> None:
+    """Apply one sample's pulse numbers (…, 1, O, K) to state, variance and pulses so far, (…, O, K), all changed."""
+    factor, shift, more = (t.squeeze(-3) for t in device.affine(numbers, *constants))
+    number = numbers.squeeze(-3)
+    moved = torch.minimum(torch.maximum(factor * state + shift, lower), upper)
+    state.copy_(torch.where(number == 0, state, moved))
+    variance.copy_(factor * factor * variance + more)
+    touched.add_(number.abs())
+
+
+def mapped(device: PulsedDevice, numbers: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`PulsedDevice.affine` as a function."""
+    return device.affine(numbers, *constants)
 
 
 def saturating(pull: Tensor) -> Tensor:

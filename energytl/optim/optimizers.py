@@ -24,8 +24,8 @@ from energytl.devices.pulsed import PulsedDevice
 from energytl.optim import tiki_taka
 from energytl.optim.array import CellArray
 from energytl.optim.column_read import ColumnRead
-from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, expected_pulses
-from energytl.optim.tiki_taka import Pair, TikiTaka
+from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, expected_pulses, pulse_rates
+from energytl.optim.tiki_taka import Event, Pair, TikiTaka, Waiting
 
 State = dict[str, Any]
 
@@ -59,6 +59,7 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         if not 0 <= lr < float("inf"):
             raise ValueError(f"lr is {lr}; allowed: 0 or more")
         self.device, self.exact, self.train = device, exact, train
+        self.fuse = True
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.samples: dict[Tensor, Samples] = {}
         super().__init__(params, {"lr": lr, "seed": seed, "on": repr(device), "by": repr(self)})
@@ -119,6 +120,7 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                 start = torch.Generator(weight.device).manual_seed(fold(seed, number))
                 held = weight.detach().float().reshape(shape) / layer.weight_range
                 state.update({"steps": 0, **self.program(shape, held, start)})
+                show(layer, CellArray.of(state["slow"]))
             state["steps"] += 1
             generator = torch.Generator(weight.device).manual_seed(fold(seed, number, state["steps"]))
             lines = lines_of(layer, x, d)
@@ -130,18 +132,8 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                     f"{state['steps']}: look at the loss, or lower lr"
                 )
             if float(extremes) and group["lr"]:
-                columns = self.learn(state, layer, lines, len(x), group["lr"], generator)
-                self._show(weight, state, layer, columns)
+                self.learn(state, layer, lines, len(x), group["lr"], generator)
         samples.batches.clear()
-
-    def _show(self, weight: nn.Parameter, state: State, layer: AnalogLayer, columns: Tensor | None) -> None:
-        """Let the layer compute with what the cells show: all of them, or some columns."""
-        array = CellArray.of(state["slow"])
-        matrix = weight.view(array.state.shape)
-        if columns is None:
-            matrix.copy_(array.weights().mul_(layer.weight_range))
-        else:
-            matrix.index_copy_(-1, columns, array.columns(columns).weights().mul_(layer.weight_range).to(weight.dtype))
 
     @abstractmethod
     def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:
@@ -150,8 +142,8 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def learn(
         self, state: State, layer: AnalogLayer, lines: Lines, images: int, lr: float, generator: torch.Generator
-    ) -> Tensor | None:
-        """Change the arrays by one mini-batch; the columns whose weights may have changed, None for all."""
+    ) -> None:
+        """Change the arrays, in the state, and the layer's weight by one mini-batch."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -205,11 +197,12 @@ class PulsedSGD(PulsedOptimizer):
         rate = lr / (layer.weight_range * self.device.dw_min)
         if self.exact:
             x, d = lines.matrices()
-            array.train_(counts_in_order(x, d, rate, self.train, generator), x.shape[-2], self.device, generator)
+            counts = counts_in_order(x, d, rate, self.train, generator)
+            array.train_(counts, x.shape[-2], self.device, generator, self.fuse)
         else:
-            array.train_aggregated_(expected_pulses(lines, rate, self.train), self.device, generator, True)
-        array.settle_(self.device, generator)
-        state["slow"] = array.tensors()
+            pulses, unchopped = expected_pulses(lines, rate, self.train), torch.ones((1, 1, 1), device=lines.x.device)
+            array.train_aggregated_(pulses, unchopped, self.device, generator, self.fuse)
+        show(layer, array)
 
     def __repr__(self) -> str:
         return f"PulsedSGD(exact={self.exact}, train={self.train})"
@@ -252,9 +245,8 @@ class Hybrid(PulsedOptimizer):
         theta = self.threshold * self.device.dw_min
         counts = (buffer / theta).trunc().clamp(-self.train.longest, self.train.longest)
         buffer.sub_(counts, alpha=theta)
-        array.train_(lambda first, last: counts.unsqueeze(-3), 1, self.device, generator)
-        array.settle_(self.device, generator)
-        state["slow"] = array.tensors()
+        array.train_(lambda first, last: counts.unsqueeze(-3), 1, self.device, generator, self.fuse)
+        show(layer, array)
 
     def __repr__(self) -> str:
         return f"Hybrid(threshold={self.threshold}, train={self.train})"
@@ -294,17 +286,20 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             raise ValueError(f"fast_rate is {fast_rate}; allowed: above 0")
         self.algorithm, self.fast_rate, self.auto_scale = algorithm, fast_rate, auto_scale
         self.column_read = column_read
+        self._pairs: dict[int, Pair] = {}
         super().__init__(params, lr, device, exact, train, seed)
 
     def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:  # noqa: D102
         pair = self.algorithm.new(shape, self.device, generator)
         pair.slow.write_(weights, self.device, generator)
-        return _pair_state(pair)
+        own = {field.name: getattr(pair, field.name) for field in fields(Pair)}
+        waiting = None if self.exact else vars(Waiting.new(shape, generator.device))
+        return own | {"fast": pair.fast.tensors(), "slow": pair.slow.tensors(), "waiting": waiting}
 
     def learn(  # noqa: D102
         self, state: State, layer: AnalogLayer, lines: Lines, images: int, lr: float, generator: torch.Generator
-    ) -> Tensor:
-        pair = _pair(state)
+    ) -> None:
+        pair = self._pair(state)
         rate = self._rate(state, lines)
         noiseless = isinstance(layer.hardware.computation, Noiseless)
         fluctuation = None if noiseless else layer.hardware.fluctuation
@@ -313,12 +308,24 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             return self.column_read(weights, fluctuation, layer.rho.detach(), generator)
 
         if self.exact:
-            changed = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
+            events = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
         else:
-            pulses = expected_pulses(lines, rate, self.train)
-            changed = self.algorithm.learn_aggregated_(pair, pulses, images, lr, self.device, read, generator, True)
-        state.update(_pair_state(pair))
-        return changed
+            rates = pulse_rates(lines, rate, self.train)
+            events = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
+        state.update(images=pair.images, reads=pair.reads)
+        for event in events:
+            show(layer, pair.slow, event.first, event.number)
+
+    def _pair(self, state: State) -> Pair:
+        """The state's arrays; made once, as they share the state's tensors."""
+        pair = self._pairs.get(id(state))
+        if pair is None or pair.slow.state is not state["slow"]["state"]:
+            own = {field.name: state[field.name] for field in fields(Pair)}
+            fast, slow = CellArray.of(state["fast"]), CellArray.of(state["slow"])
+            waiting = None if self.exact else Waiting(**state["waiting"])
+            pair = Pair(**own | {"fast": fast, "slow": slow, "waiting": waiting})
+            self._pairs[id(state)] = pair
+        return pair
 
     def _learn_in_order(
         self,
@@ -329,20 +336,19 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         lr: float,
         read: tiki_taka.Reader,
         generator: torch.Generator,
-    ) -> Tensor:
+    ) -> list[Event]:
         x, d = lines.matrices()
         per_image = x.shape[-2] // images
         together = pair.columns * self.algorithm.every
-        changed = []
+        events = []
         for first in range(0, images, together):
             now = min(together, images - first)
             part = slice(first * per_image, (first + now) * per_image)
             counts = counts_in_order(x[..., part, :], d[..., part, :], rate, self.train, generator)
-            samples = now * per_image
-            changed.append(
-                self.algorithm.learn_in_order_(pair, counts, samples, now, lr, self.device, read, generator)
+            events += self.algorithm.learn_in_order_(
+                pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse
             )
-        return torch.cat(changed).unique()
+        return events
 
     def _rate(self, state: State, lines: Lines) -> Tensor | float:
         """Pulses of A for each unit of x·d: λ_A/Δw_min."""
@@ -463,16 +469,22 @@ def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:
     weight = layer.weight.detach().float()
 
     def correlate(x: Tensor, d: Tensor) -> Tensor:
-        gradient = layer.multiply_backward(d, x, weight, False, True)[1]
+        own = layer.outputs_per_group(d)
+        gradient = layer.multiply_backward(d, x, weight[: groups * own], False, True)[1]
         assert gradient is not None
-        return gradient.reshape(groups, outputs, rows)
+        return gradient.reshape(groups, own, rows)
+
+    def shares(d: Tensor) -> Tensor:
+        sums = layer.unfold_outputs(d).sum((0, 1))  # (G, O)
+        return (sums / sums.sum(-1, keepdim=True)).nan_to_num(0.0).unsqueeze(-1)
 
     def matrices() -> tuple[Tensor, Tensor]:
         parts = (layer.unfold(x), layer.unfold_outputs(d))  # (N, L, G, ·)
         inputs, errors = (part.permute(2, 0, 1, 3).flatten(1, 2) for part in parts)
         return inputs, errors
 
-    return Lines(x, d, layer.largest_input(x), layer.largest_output(d), correlate, matrices)
+    extremes = layer.largest_input(x), layer.largest_output(d)
+    return Lines(x, d, *extremes, correlate, layer.sum_outputs, shares, matrices)
 
 
 def _programmed(
@@ -483,14 +495,12 @@ def _programmed(
     return array
 
 
-def _pair(state: State) -> Pair:
-    own = {field.name: state[field.name] for field in fields(Pair)}
-    return Pair(**own | {"fast": CellArray.of(state["fast"]), "slow": CellArray.of(state["slow"])})
-
-
-def _pair_state(pair: Pair) -> State:
-    own = {field.name: getattr(pair, field.name) for field in fields(Pair)}
-    return own | {"fast": pair.fast.tensors(), "slow": pair.slow.tensors()}
+def show(layer: AnalogLayer, array: CellArray, first: int = 0, number: int | None = None) -> None:
+    """Let a layer compute with what the cells of its array show: all of them, or some neighbouring columns."""
+    weight = layer.weight.detach().view(array.state.shape)
+    if number is not None:
+        array, weight = array.columns(first, number), weight.narrow(-1, first, number)
+    weight.copy_(array.weights().mul_(layer.weight_range))
 
 
 def _copied(saved: Any, device: torch.device) -> Any:  # noqa: ANN401

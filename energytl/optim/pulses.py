@@ -45,6 +45,8 @@ class Lines:
         x, d: inputs and errors.
         x_max, d_max: largest magnitudes of each sample; both broadcast to d.
         correlate: (f(x), g(d)) → Σ over samples of their outer products, (…, O, K).
+        sum_outputs: errors → their sums over the O outputs, of which `correlate` makes (…, 1, K).
+        shares: errors → each output's share of their sum, (…, O, 1).
         matrices: → x as (…, S, K) and d as (…, S, O).
     """
 
@@ -53,6 +55,8 @@ class Lines:
     x_max: Tensor
     d_max: Tensor
     correlate: Callable[[Tensor, Tensor], Tensor]
+    sum_outputs: Callable[[Tensor], Tensor]
+    shares: Callable[[Tensor], Tensor]
     matrices: Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -64,6 +68,8 @@ def dense_lines(x: Tensor, d: Tensor) -> Lines:
         x_max=x.abs().amax(-1, keepdim=True),
         d_max=d.abs().amax(-1, keepdim=True),
         correlate=lambda x, d: d.mT @ x,
+        sum_outputs=lambda d: d.sum(-1, keepdim=True),
+        shares=lambda d: (d.sum(-2) / d.sum((-2, -1))[..., None]).nan_to_num(0.0).unsqueeze(-1),
         matrices=lambda: (x, d),
     )
 
@@ -105,35 +111,60 @@ def drive(x_max: Tensor, d_max: Tensor, rate: Tensor | float, train: PulseTrain)
 
 @dataclass(frozen=True)
 class ExpectedPulses:
-    """First moments of the pulse numbers of a mini-batch; tensors (…, O, K).
+    """Moments of the pulse numbers of some samples; m is the expected number of one sample and cell.
 
     Attributes:
-        total: expected number of pulses, up and down.
-        net: expected up pulses minus down pulses.
-        squares: Σ over samples of m²/BL with m the sample's expected number: total − squares is the variance.
+        total: Σ m, pulses up and down, (…, O, K).
+        net: Σ ±m, up pulses minus down pulses, (…, O, K).
+        power: Σ m², (…, O, K) or what broadcasts to it.
+        slot: mean of 1/BL, so that the variance of a sample's number is m − m²·slot; a scalar.
+        samples: number of samples, a scalar or one for each column.
     """
 
     total: Tensor
     net: Tensor
-    squares: Tensor
+    power: Tensor
+    slot: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class PulseRates:
+    """What expected numbers are made of: m = |x|·|d| with errors d scaled to pulses, and cut where trains are full.
+
+    Attributes:
+        x, d: inputs and scaled errors, in their layer's layout.
+        slot: see ExpectedPulses.
+        samples: number of samples of one array.
+    """
+
+    x: Tensor
+    d: Tensor
+    slot: Tensor
+    samples: int
+
+
+def pulse_rates(lines: Lines, rate: Tensor | float, train: PulseTrain) -> PulseRates:
+    """Errors scaled such that x·d is a number of pulses: BL·p·q of each sample and cell."""
+    driven = drive(lines.x_max, lines.d_max, rate, train)
+    x, d = lines.x, _cut(lines.d, driven.d_factor)
+    if not train.managed_lines:
+        x = _cut(x, driven.x_factor)
+    largest = (rate * lines.x_max * lines.d_max).square()
+    slot = ((largest / driven.length).sum() / largest.sum()).nan_to_num(1.0)
+    per_slot = driven.x_factor * driven.d_factor * driven.length
+    return PulseRates(x, d * per_slot, slot, driven.length.numel())
 
 
 def expected_pulses(lines: Lines, rate: Tensor | float, train: PulseTrain) -> ExpectedPulses:
-    """Mean and variance of the pulse numbers, by three products like that of a weight's gradient.
-
-    m = BL·p·q of each sample and cell, its variance m − m²/BL: a cell's coincidences are binomial.
-    """
-    driven = drive(lines.x_max, lines.d_max, rate, train)
-    per_slot = driven.x_factor * driven.d_factor * driven.length  # pulses for each unit of x·d, before the lines' ends
-    d = _cut(lines.d, driven.d_factor)
-    x = lines.x
-    if not train.managed_lines:
-        x = _cut(x, driven.x_factor)
-    d = d * per_slot
+    """Moments of a mini-batch's pulse numbers, by three products like that of a weight's gradient."""
+    rates = pulse_rates(lines, rate, train)
     return ExpectedPulses(
-        total=lines.correlate(x.abs(), d.abs()),
-        net=lines.correlate(x, d).neg_(),
-        squares=lines.correlate(x.square(), d.square() / driven.length),
+        total=lines.correlate(rates.x.abs(), rates.d.abs()),
+        net=lines.correlate(rates.x, rates.d).neg_(),
+        power=lines.correlate(rates.x.square(), rates.d.square()),
+        slot=rates.slot,
+        samples=torch.full((), float(rates.samples), device=rates.x.device),
     )
 
 

@@ -18,10 +18,59 @@ from torch import Tensor
 
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
-from energytl.optim.pulses import ExpectedPulses, PulseTrain, coincidences
+from energytl.optim.pulses import ExpectedPulses, Lines, PulseRates, PulseTrain, coincidences
 
 Reader = Callable[[Tensor], Tensor]
 """Weights of some columns (…, O, m) → what reading them returns."""
+
+
+@dataclass
+class Waiting:
+    """Moments of the pulses that each column of A got since it was read last.
+
+    Nobody sees a column before it is read, so its pulses wait till then: carried out together, they cost next to
+    nothing. Σm² is kept as one number for each column and each output's share of it.
+
+    Attributes:
+        total, net: Σ m, Σ ±m (…, O, K).
+        power: Σ m² over outputs (…, 1, K).
+        samples: number of samples (1, K).
+        shares: running mean of the outputs' shares of Σ m², (…, O, 1).
+        slot: running mean of 1/BL, a scalar.
+    """
+
+    total: Tensor
+    net: Tensor
+    power: Tensor
+    samples: Tensor
+    shares: Tensor
+    slot: Tensor
+
+    @classmethod
+    def new(cls, shape: tuple[int, ...], device: torch.device) -> "Waiting":
+        """No pulses."""
+        *arrays, outputs, columns = shape
+        sizes = (shape, shape, (*arrays, 1, columns), (1, columns), (*arrays, outputs, 1), ())
+        return cls(*(torch.zeros(size, device=device) for size in sizes))
+
+    def add_(self, lines: Lines, rates: PulseRates, recent: float) -> None:
+        """Take up the pulses of a mini-batch; `recent` is its weight in the running means."""
+        self.total += lines.correlate(rates.x.abs(), rates.d.abs())
+        self.net -= lines.correlate(rates.x, rates.d)
+        squares = rates.d.square()
+        self.power += lines.correlate(rates.x.square(), lines.sum_outputs(squares))
+        weight = recent if bool(self.slot) else 1.0
+        self.shares.lerp_(lines.shares(squares), weight)
+        self.slot.lerp_(rates.slot, weight)
+        self.samples += rates.samples
+
+    def take_(self, first: int, number: int) -> ExpectedPulses:
+        """The pulses of some columns, which wait no longer."""
+        own = (t.narrow(-1, first, number) for t in (self.total, self.net, self.power, self.samples))
+        total, net, power, samples = (t.clone() for t in own)
+        for tensor in (self.total, self.net, self.power, self.samples):
+            tensor.narrow(-1, first, number).zero_()
+        return ExpectedPulses(total, net, power * self.shares, self.slot, samples)
 
 
 @dataclass
@@ -33,6 +82,7 @@ class Pair:
         buffer: H (…, O, K), or a scalar 0 where the algorithm has none.
         chop: signs of A's columns, (…, 1, K).
         mean, past: AGAD's running mean of the reads and the mean of the last period; else scalars 0.
+        waiting: pulses on A that are not carried out yet, in mode `aggregated`; else None.
         images: images so far.
         reads: column reads so far.
     """
@@ -43,6 +93,7 @@ class Pair:
     chop: Tensor
     mean: Tensor
     past: Tensor
+    waiting: Waiting | None = None
     images: int = 0
     reads: int = 0
 
@@ -54,15 +105,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Event:
-    """Reads of some columns, each once.
+    """One read each of neighbouring columns.
 
     Attributes:
-        columns: their numbers (m,).
-        sweeps: how often each was read before (m,).
+        first: the first column.
+        number: how many.
+        sweep: how often each was read before.
     """
 
-    columns: Tensor
-    sweeps: Tensor
+    first: int
+    number: int
+    sweep: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """These columns of a tensor (…, K), sharing its memory."""
+        return tensor.narrow(-1, self.first, self.number)
 
 
 @dataclass(frozen=True)
@@ -105,17 +162,18 @@ class TikiTaka(ABC):
     def learn_aggregated_(
         self,
         pair: Pair,
-        pulses: ExpectedPulses,
+        lines: Lines,
+        rates: PulseRates,
         images: int,
         lr: float,
         device: PulsedDevice,
         read: Reader,
         generator: torch.Generator,
-        fuse: bool = False,
-    ) -> Tensor:
-        """A mini-batch at once: first all pulses on A, then the reads that fell due; the columns of C that may move."""
-        pulses.net.mul_(pair.chop)
-        pair.fast.train_aggregated_(pulses, device, generator, fuse)
+    ) -> list[Event]:
+        """A mini-batch at once: its pulses wait for the next read of their column; the reads that fell due."""
+        if pair.waiting is None:
+            pair.waiting = Waiting.new(tuple(pair.slow.state.shape), pair.chop.device)
+        pair.waiting.add_(lines, rates, min(1.0, images / (self.every * pair.columns)))
         return self.transfer_(pair, self.due(pair, images), lr, device, read, generator)
 
     def learn_in_order_(
@@ -128,8 +186,9 @@ class TikiTaka(ABC):
         device: PulsedDevice,
         read: Reader,
         generator: torch.Generator,
-    ) -> Tensor:
-        """A mini-batch, sample by sample, every read at its own time; the columns of C that may move.
+        fuse: bool = False,
+    ) -> list[Event]:
+        """A mini-batch, sample by sample, every read at its own time; these reads.
 
         A read concerns one column: so first all columns get the pulses that come before their read, then all are
         read, then those columns get the pulses that come after.
@@ -143,53 +202,56 @@ class TikiTaka(ABC):
             device: kind of cell.
             read: reads columns.
             generator: of all noise.
+            fuse: compute in fused kernels.
         """
         first_read = self.every - pair.images % self.every
         reads = self.due(pair, images)
         if reads > pair.columns:
             raise ValueError(f"{reads} reads of {pair.columns} columns in one call; allowed: each column once")
-        where = pair.chop.device
-        numbers = torch.arange(reads, device=where)
-        columns = (pair.reads + numbers) % pair.columns
-        ends = (first_read + numbers * self.every) * (samples // images)  # samples before each column's read
-        before = pair.chop.clone()
-        rest: list[Tensor] = []
+        where, before = pair.chop.device, pair.chop.clone()
+        order = torch.arange(reads, device=where)
+        columns = (pair.reads + order) % pair.columns
+        ends = (first_read + order * self.every) * (samples // images)  # samples before each column's read
+        late: list[Tensor] = []
 
         def early(first: int, last: int) -> Tensor:
             pulses = counts(first, last).mul_(before.unsqueeze(-3))
-            if reads and first_read + (reads - 1) * self.every < images or reads > 1:
-                read_columns = pulses.index_select(-1, columns)
-                late = (torch.arange(first, last, device=where).unsqueeze(-1) >= ends).unsqueeze(-2)
-                rest.append(read_columns * late)
-                pulses.index_copy_(-1, columns, read_columns * ~late)
+            if first_read < images:
+                of_read_columns = pulses.index_select(-1, columns)
+                is_late = (torch.arange(first, last, device=where).unsqueeze(-1) >= ends).unsqueeze(-2)
+                late.append(of_read_columns * is_late)
+                pulses.index_copy_(-1, columns, of_read_columns * ~is_late)
             return pulses
 
-        pair.fast.train_(early, samples, device, generator)
-        changed = self.transfer_(pair, reads, lr, device, read, generator)
-        if rest:
-            late_pulses = torch.cat(rest, -3) * (before * pair.chop).index_select(-1, columns).unsqueeze(-3)
-            part = pair.fast.columns(columns)
-            part.train_(lambda first, last: late_pulses[..., first:last, :, :], samples, device, generator)
-            pair.fast.put_(columns, part)
-        return changed
+        pair.fast.train_(early, samples, device, generator, fuse)
+        events = self.transfer_(pair, reads, lr, device, read, generator)
+        if late:
+            rest = torch.cat(late, -3) * (before * pair.chop).index_select(-1, columns).unsqueeze(-3)
+            done = 0
+            for event in events:
+                pulses = rest.narrow(-1, done, event.number)
+                part = pair.fast.columns(event.first, event.number)
+                part.train_(lambda first, last, p=pulses: p[..., first:last, :, :], samples, device, generator)  # type: ignore[misc]
+                done += event.number
+        return events
 
     def transfer_(
         self, pair: Pair, reads: int, lr: float, device: PulsedDevice, read: Reader, generator: torch.Generator
-    ) -> Tensor:
-        """Read so many columns of A, one after the other, and move C by what they show; the numbers of these columns."""
-        where = pair.chop.device
-        changed = torch.arange(pair.reads, pair.reads + min(reads, pair.columns), device=where) % pair.columns
+    ) -> list[Event]:
+        """Read so many columns of A, one after the other, and move C by what they show; the reads, in order."""
+        events = []
         while reads:
-            together = min(reads, pair.columns)
-            numbers = torch.arange(pair.reads, pair.reads + together, device=where)
-            event = Event(numbers % pair.columns, numbers // pair.columns)
-            columns = pair.fast.columns(event.columns)
-            columns.settle_(device, generator)
-            pair.fast.put_(event.columns, columns)
+            sweep, first = divmod(pair.reads, pair.columns)
+            event = Event(first, min(reads, pair.columns - first), sweep)
+            columns = pair.fast.columns(event.first, event.number)
+            if pair.waiting is not None:
+                pulses = pair.waiting.take_(event.first, event.number)
+                columns.train_aggregated_(pulses, event.of(pair.chop), device, generator)
             self.move_(pair, event, read(columns.weights()), lr, device, generator)
-            pair.reads += together
-            reads -= together
-        return changed
+            pair.reads += event.number
+            reads -= event.number
+            events.append(event)
+        return events
 
     @abstractmethod
     def move_(
@@ -215,10 +277,8 @@ class TTv1(TikiTaka):
         one_hot = torch.ones((*seen.shape[:-2], seen.shape[-1], 1), device=seen.device)
         counts = coincidences(one_hot, -seen.mT, lr / device.dw_min, self.train, generator)
         numbers = counts.squeeze(-1).mT
-        columns = pair.slow.columns(event.columns)
+        columns = pair.slow.columns(event.first, event.number)
         columns.train_(lambda first, last: numbers.unsqueeze(-3), 1, device, generator)
-        columns.settle_(device, generator)
-        pair.slow.put_(event.columns, columns)
 
 
 @dataclass(frozen=True)
@@ -246,18 +306,19 @@ class Integrating(TikiTaka, ABC):
     ) -> None:
         signal, may_fire = self.signal_(pair, event, seen, generator)
         theta = self.threshold * device.dw_min
-        buffer = torch.add(pair.buffer.index_select(-1, event.columns), signal, alpha=lr)
-        direction = (buffer.sign() * (buffer.abs() >= theta)) * may_fire
-        pair.buffer.index_copy_(-1, event.columns, torch.where(direction != 0, self.kept * buffer, buffer))
-        columns = pair.slow.columns(event.columns)
+        buffer = event.of(pair.buffer).add_(signal, alpha=lr)
+        if not may_fire:
+            return
+        fires = buffer.abs() >= theta
+        direction = buffer.sign() * fires
+        buffer.copy_(torch.where(fires, self.kept * buffer, buffer))
+        columns = pair.slow.columns(event.first, event.number)
         columns.pulse_(direction, device, generator)
-        columns.settle_(device, generator)
-        pair.slow.put_(event.columns, columns)
 
     @abstractmethod
     def signal_(
         self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | bool]:
+    ) -> tuple[Tensor, bool]:
         """What is added to H, and whether pulses may be sent; keeps the choppers."""
 
 
@@ -267,7 +328,7 @@ class TTv2(Integrating):
 
     def signal_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | bool]:
+    ) -> tuple[Tensor, bool]:
         return seen, True
 
 
@@ -290,14 +351,15 @@ class CTTv2(Integrating):
 
     def signal_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | bool]:
-        sign = pair.chop.index_select(-1, event.columns)
-        if self.regular:
-            flips = ((event.sweeps + 1) % _period(self.chop_probability) == 0).expand_as(sign)
-        else:
+    ) -> tuple[Tensor, bool]:
+        sign = event.of(pair.chop)
+        signal = seen * sign
+        if not self.regular:
             flips = torch.rand(sign.shape, generator=generator, device=sign.device) < self.chop_probability
-        pair.chop.index_copy_(-1, event.columns, torch.where(flips, -sign, sign))
-        return seen * sign, True
+            sign.copy_(torch.where(flips, -sign, sign))
+        elif (event.sweep + 1) % _period(self.chop_probability) == 0:
+            sign.neg_()
+        return signal, True
 
 
 @dataclass(frozen=True)
@@ -324,16 +386,16 @@ class AGAD(Integrating):
 
     def signal_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | bool]:
-        period, index = _period(self.chop_probability), event.columns
-        sign, mean = pair.chop.index_select(-1, index), pair.mean.index_select(-1, index)
-        starts = (event.sweeps > 0) & (event.sweeps % period == 0)
-        past = torch.where(starts, mean, pair.past.index_select(-1, index))
-        pair.past.index_copy_(-1, index, past)
-        pair.mean.index_copy_(-1, index, torch.lerp(mean, seen, min(self.tail / period, 1.0)))
-        ends = (event.sweeps + 1) % period == 0
-        pair.chop.index_copy_(-1, index, torch.where(ends, -sign, sign))
-        return (seen - past) * sign, event.sweeps > period
+    ) -> tuple[Tensor, bool]:
+        period = _period(self.chop_probability)
+        sign, mean, past = (event.of(tensor) for tensor in (pair.chop, pair.mean, pair.past))
+        if event.sweep and event.sweep % period == 0:
+            past.copy_(mean)
+        signal = (seen - past) * sign
+        mean.lerp_(seen, min(self.tail / period, 1.0))
+        if (event.sweep + 1) % period == 0:
+            sign.neg_()
+        return signal, event.sweep > period
 
 
 def _period(probability: float) -> int:
