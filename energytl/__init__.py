@@ -9,6 +9,7 @@ recipe → data → digital network → convert → train → evaluate → cost 
 from energytl.analog.convert import analog_layers, calibrate, configure, convert, left_digital, to_digital
 from energytl.analog.hardware import Hardware
 from energytl.analog.mapping import BitCells, DifferentialPair, OneCell, WeightFormat
+from energytl.analog.programming import program_
 from energytl.analog.read import (
     BitSerialRead,
     Exact,
@@ -23,6 +24,7 @@ from energytl.cost.estimate import Cost, LayerCost, estimate
 from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.programming import GaussianWrite, Milo2021, Wan2022
 
 __version__ = "0.1.0"
 
@@ -35,10 +37,12 @@ __all__ = [
     "Exact",
     "Fluctuation",
     "Frozen",
+    "GaussianWrite",
     "Hardware",
     "InputFormat",
     "IsaacConverter",
     "LayerCost",
+    "Milo2021",
     "Moments",
     "Noiseless",
     "OneCell",
@@ -46,6 +50,7 @@ __all__ = [
     "RepeatedRead",
     "SingleRead",
     "WaldenConverter",
+    "Wan2022",
     "WeightFormat",
     "analog_layers",
     "calibrate",
@@ -53,5 +58,6 @@ __all__ = [
     "convert",
     "estimate",
     "left_digital",
+    "program_",
     "to_digital",
 ]

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
+from energytl.device_fit import fit_device
 from energytl.recipe import Case, RecipeError, read, recipe_parser
 from energytl.report import aligned, quantity, report
 from energytl.run import prepare, prepare_analog, price, run_case
@@ -33,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.error(f"unknown: {' '.join(overrides)}")
             print(report(given.folder))
             print(f"\n{given.folder / 'report.html'}")
+            return 0
+        if given.command == "device":
+            if overrides:
+                parser.error(f"unknown: {' '.join(overrides)}")
+            print(fit_device(given.data, given.out))
             return 0
         if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
@@ -92,6 +98,14 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
     finished.add_argument("folder", type=Path, metavar="logs/RECIPE", help="a folder of runs")
+    device = commands.add_parser("device", help="fit a device to measured pulses", allow_abbrev=False)
+    actions = device.add_subparsers(dest="action", required=True)
+    text = "a soft-bounds device from measured pulses, as YAML, and a figure of measured against fitted"
+    fitting = actions.add_parser("fit", help=text, description=text, allow_abbrev=False)
+    fitting.add_argument(
+        "data", type=Path, metavar="DATA.csv", help="columns device,pulse,direction,conductance; a row for every pulse"
+    )
+    fitting.add_argument("--out", type=Path, metavar="PNG", help="where the figure goes (default: DATA.png)")
     return recipe_commands[command] if command else parser
 
 

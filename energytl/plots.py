@@ -149,6 +149,34 @@ def training(results: dict[str, Result]) -> Figure | None:
     return figure
 
 
+def pulse_response(
+    measured: list[list[float]], fitted: list[list[float]], examples: dict[str, tuple[list[float], list[float]]]
+) -> Figure:
+    """What many cells show, and single ones, after each pulse.
+
+    Args:
+        measured: 5th, 50th and 95th percentile after each pulse.
+        fitted: the same, of the fitted device.
+        examples: of single cells by name, what they showed and their fitted curve without noise.
+    """
+    figure, (many, single) = _panels(2)
+    pulses = range(1, len(measured[0]) + 1)
+    for (low, median, high), colour, label in ((measured, "C0", "measured"), (fitted, "C1", "fitted")):
+        many.plot(pulses, median, color=colour, label=f"{label}, median")
+        many.plot(pulses, low, pulses, high, color=colour, linewidth=0.8, linestyle="--")
+        many.plot([], [], color=colour, linewidth=0.8, linestyle="--", label="5 % and 95 % of the cells")
+    for number, (name, (shown, curve)) in enumerate(examples.items()):
+        single.plot(pulses, shown, ".", markersize=3, color=f"C{number}", alpha=0.6)
+        single.plot(pulses, curve, color=f"C{number}", label=f"device {name}")
+    many.set_title("all moving devices")
+    single.set_title("single devices: measured (dots), fitted without noise")
+    for axes in (many, single):
+        axes.set(xlabel="pulse", ylabel="state (mean range: −1 to 1)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
 def _colours(results: dict[str, Result]) -> dict[str, str]:
     """One colour a case, the same in all figures."""
     return {case: f"C{number % 10}" for number, case in enumerate(results)}

@@ -85,6 +85,15 @@ def packed_data(request) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference numbers: shared/reference beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"no reference numbers in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data_root(packed_data, tmp_path_factory) -> Path:
     """The same data sets in torchvision's layout."""
     root = tmp_path_factory.mktemp("data")

@@ -14,9 +14,9 @@ LAYERS = (
     ("devices",),
     ("analog",),
     ("cost",),
-    ("objectives", "data", "models", "results"),
+    ("objectives", "optim", "data", "models", "results"),
     ("classifier", "callbacks", "evaluation", "plots"),
-    ("recipe", "report"),
+    ("recipe", "report", "device_fit"),
     ("run",),
     ("cli",),
 )

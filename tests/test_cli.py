@@ -1,5 +1,6 @@
 """The command line as a user types it, on a recipe that trains in seconds."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -10,6 +11,8 @@ import torch
 import yaml
 
 from energytl import callbacks, cli, convert, results
+from energytl.devices.fit import respond
+from energytl.devices.pulsed import SoftBounds
 from energytl.models import mlp
 
 SETTINGS = {
@@ -327,3 +330,72 @@ def test_two_processes_train_one_network(recipe, tmp_path):
     assert done.stdout.count("not modelled: ") == 1
     assert {path.name for path in (tmp_path / "tiny").glob("*/version_*")} == {"version_0"}
     assert len(json.loads((tmp_path / "tiny" / "summary.json").read_text())) == 2
+
+
+# device fit
+
+
+@pytest.fixture(scope="module")
+def pulses(tmp_path_factory):
+    """A measurement of 20 cells, 12 pulses up and 12 down, in siemens, the last one stuck."""
+    device = SoftBounds(dw_min=0.2, cycle_noise=0.1, write_noise=0.1)
+    directions = torch.tensor([1.0, -1.0]).repeat_interleave(12).unsqueeze(1).repeat(1, 20)
+    shown = respond(device, directions, torch.zeros(20), torch.Generator().manual_seed(0))
+    shown[:, -1] = shown[:1, -1] + 0.01 * torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0]).repeat(4)
+    lines = [
+        f"c{cell},{pulse},{'up' if directions[pulse, cell] > 0 else 'down'},{30e-6 + 10e-6 * float(shown[pulse, cell])}"
+        for pulse in range(24)
+        for cell in range(20)
+    ]
+    path = tmp_path_factory.mktemp("pulses") / "array.csv"
+    path.write_text("\n".join(["device,pulse,direction,conductance", *lines]), "utf-8")
+    return path
+
+
+def test_device_fit_prints_a_device_as_a_recipe_takes_it_and_draws_it(pulses, capsys):
+    assert cli.main(["device", "fit", str(pulses)]) == 0
+    out = capsys.readouterr().out
+    node = yaml.safe_load(out)  # what is no device is a comment
+    module, _, name = node["class_path"].rpartition(".")
+    device = getattr(importlib.import_module(module), name)(**node["init_args"])
+    assert device.dw_min == pytest.approx(0.2, rel=0.1)
+    assert device.stuck == pytest.approx(0.05)
+    assert "20 devices, 480 pulses; 1 of them do not move" in out
+    assert re.search(r"dw_min: 0\.\d+ +# ± 0\.0", out)
+    call = re.search(r"# (SoftBoundsReference\(.*\))", out)
+    assert eval(call[1], {"SoftBoundsReference": type(device)}) == device
+    assert pulses.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_device_fit_draws_where_it_is_told(pulses, tmp_path, capsys):
+    assert cli.main(["device", "fit", str(pulses), "--out", str(tmp_path / "other.png")]) == 0
+    assert (tmp_path / "other.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["device", "fit", str(pulses), "--out", str(tmp_path / "nowhere" / "other.png")]) == 2
+    assert "there is no folder" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file or directory"),
+        ("", "has no column 'device'"),
+        ("device,pulse,direction,conductance\n", "holds no pulses"),
+        ("device,pulse,direction,conductance\na,1,left,1.0\n", "direction is 'left'; allowed: up, down (or +1, -1)"),
+        ("device,pulse,direction,conductance\na,1,up,nan\n", "conductance is 'nan'; allowed: a finite number"),
+        ("device,pulse,direction,conductance\na,1,up,1.0\n", "device a has 1 pulses; a fit needs 10 or more of each"),
+    ],
+)
+def test_data_that_cannot_be_fitted_are_one_line(tmp_path, capsys, text, says):
+    path = tmp_path / "data.csv"
+    if text is not None:
+        path.write_text(text, "utf-8")
+    assert cli.main(["device", "fit", str(path)]) == 2
+    assert says in one_line(capsys)
+    assert not path.with_suffix(".png").exists()
+
+
+def test_device_wants_an_action_and_no_unknown_words(pulses, capsys):
+    for arguments in (["device"], ["device", "fit"], ["device", "fit", str(pulses), "--rho=1"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 2
