@@ -14,10 +14,10 @@ STUCK_WITHIN = 0.01
 def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int | None = None) -> nn.Module:
     """Replace the weight of every analog layer by what its array holds after it was written; in place.
 
-    With u = weight/weight_range cut to ±1, the array holds error(u), cut to ±1 again. Biases stay: they are digital. So
-    do the weight ranges. The weights must not be rounded (`weights: {bits: null}`): rounding in each read would hide
-    the errors. A network that shares its Parameters with this one (see `energytl.convert`) holds the written weights,
-    too.
+    With u = weight/weight_range cut to ±1, the array holds error(u), cut to ±1 again; so weights beyond the range (of
+    unrounded weights: three root mean squares) are cut, too. Biases stay: they are digital. So do the weight ranges.
+    The weights must not be rounded (`weights: {bits: null}`): rounding in each read would hide the errors. A network
+    that shares its Parameters with this one (see `energytl.convert`) holds the written weights, too.
 
     Args:
         model: a converted network, with unrounded weights.

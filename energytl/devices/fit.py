@@ -18,6 +18,11 @@ is seen with an offset redrawn at every pulse, of the standard deviation write_n
 What pulses on single cells do not show: the reference cells (their errors are left at 0), and which state is 0. The
 middle of the mean range is taken as 0, its ends as ±1. Where cells never come near a bound, bounds and step are known
 only together; where they stay there, the step is unknown: the standard errors then say so.
+
+Of 200 simulated cells with 100 pulses up and 100 down, of `presets.reram_om` and of a device with steps of 0.04 (8 data
+sets each), the fields are found without bias (within two standard errors of the mean, these being 0.6 to 3 %); one fit
+scatters by 2 to 8 %, as the drawn cells do. Two exceptions: an up_down_spread below 0.05 is found too large, by about
+0.02, and with steps as coarse as reram_om's the error of cycle_noise (4 %) is up to twice the one stated.
 """
 
 import math

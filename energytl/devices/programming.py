@@ -135,8 +135,9 @@ def milo_sigma(g_siemens: Tensor) -> Tensor:
 def hold_stuck(u: Tensor, share: float, within: float, generator: torch.Generator | None) -> Tensor:
     """Weights of which a share, drawn at random, is held evenly between ±within whatever was written; shape of u.
 
-    >>> hold_stuck(torch.tensor([0.5, -0.5]), share=1.0, within=0.0, generator=None)
-    tensor([0., 0.])
+    >>> held = hold_stuck(torch.tensor([0.5, -0.5]), share=1.0, within=0.02, generator=None)
+    >>> bool((held.abs() <= 0.02).all())
+    True
     """
     stuck = torch.rand(u.shape, generator=generator, device=u.device) < share
     held = (2 * torch.rand(u.shape, generator=generator, device=u.device) - 1) * within

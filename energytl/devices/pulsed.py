@@ -360,7 +360,7 @@ def soft_bounds_affine(
     up_limit: Tensor,
     down_limit: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """n equal pulses in closed form: g → b + (g − b)·ρⁿ, of variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²), with ρ = 1 − α/|b|.
+    """Bursts of n pulses in closed form: g → b + (g − b)·ρⁿ, of variance α²σ²·(1 − ρ²ⁿ)/(1 − ρ²), with ρ = 1 − α/|b|.
 
     A pulse larger than the way to its bound (α > |b|) ends at the bound. Factor, shift, variance; shape of counts.
 

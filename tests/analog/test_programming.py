@@ -59,13 +59,15 @@ def test_every_array_gets_errors_within_its_range_and_biases_stay(error):
         assert layer.weight.requires_grad
 
 
-def test_errors_are_in_units_of_each_layers_range():
+@pytest.mark.parametrize("by", [0.25, -1.5])
+def test_errors_are_in_units_of_each_layers_range_and_cut_to_it(by):
     model = network()
     before = weights(model)
-    program_(model, Shifted(0.25))
+    program_(model, Shifted(by))
     for name, layer in analog_layers(model).items():
         full = layer.weight_range
-        torch.testing.assert_close(layer.weight.detach(), (before[name] + 0.25 * full).clamp(-full, full))
+        torch.testing.assert_close(layer.weight.detach(), (before[name] + by * full).clamp(-full, full))
+    assert by > 0 or (layer.weight == -full).any()
 
 
 def test_the_spread_of_gaussian_errors():

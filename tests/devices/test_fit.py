@@ -23,7 +23,7 @@ SMOOTH = SoftBoundsReference(
     upper_spread=0.2,
     lower_spread=0.25,
 )
-DEVICES = {"smooth": SMOOTH, "rough": presets.reram_om()}
+DEVICES = {"smooth": SMOOTH, "rough": presets.reram_hfo2()}
 UNITS = {"smooth": (40.0, 15.0), "rough": (40e-6, 15e-6)}
 RECOVERED = ("dw_min", "dw_min_spread", "up_down", "cycle_noise", "write_noise", "upper_spread", "lower_spread")
 CELLS = 100
@@ -57,7 +57,9 @@ def test_its_standard_errors_are_small_enough_to_mean_something(fitted):
         if name != "up_down":
             assert 0 < found.errors[name] < 0.15 * getattr(device, name), name
     assert found.errors["up_down"] < 0.06
-    assert found.errors["cycle_noise"] < 0.06 * device.cycle_noise
+    # the bounds, which cut the noise of coarse steps, hide a third of it from the linear model
+    assert found.errors["cycle_noise"] < 0.1 * device.cycle_noise
+    assert found.device.cycle_noise == pytest.approx(device.cycle_noise, rel=0.15)
 
 
 def test_it_finds_the_unit_of_the_conductance(fitted):

@@ -325,8 +325,9 @@ def test_exponential_steps_by_hand():
 
 def test_an_exponential_step_does_not_turn_round():
     device = ExponentialStep(dw_min=0.01, up_amplitude=50.0)
-    up, _ = device.steps(torch.tensor([-1.0, 0.0]), device.nominal())
-    assert up.tolist() == [0.0, 0.0]
+    state, cells = torch.tensor([-1.0, 0.0]), device.nominal()
+    assert device.steps(state, cells)[0].tolist() == [0.0, 0.0]
+    assert device.slopes(state, cells)[0].abs().tolist() == [0.0, 0.0]
 
 
 def test_slopes_are_finite_differences_of_the_steps(device):
