@@ -146,7 +146,9 @@ class Case:
 
 def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     """The parser of everything that a recipe may hold."""
-    set_parsing_settings(subclasses_enabled=[Fluctuation, Cell, PulsedDevice])  # so that functions may return them, as presets do
+    set_parsing_settings(
+        subclasses_enabled=[Fluctuation, Cell, PulsedDevice]
+    )  # so that functions may return them, as presets do
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)

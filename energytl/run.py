@@ -26,6 +26,7 @@ from energytl.analog.noise import fold
 from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
 from energytl.cost.estimate import Cost, estimate, mean_cost
+from energytl.cost.training import Activity
 from energytl.data import ImageData
 from energytl.evaluation import (
     Evaluation,
@@ -37,6 +38,7 @@ from energytl.evaluation import (
     quartiles,
     read_draws,
 )
+from energytl.optim.pulsed_optimizer import PulsedOptimizer
 from energytl.plots import case_figures
 from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import (
@@ -78,6 +80,7 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
             _refuse_chance(case, accuracy_digital - recipe.evaluation.max_drop, recipe.data.classes)
     analog = prepare_analog(recipe, digital).to(device)
     history = History()
+    activities: list[Activity] = []
     logger = TensorBoardLogger(
         recipe_folder.parent,
         f"{recipe_folder.name}/{case.name}",
@@ -89,10 +92,10 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
         module = Classifier(
             analog, recipe.data.classes, recipe.train.optimizer, recipe.train.scheduler, recipe.objective
         )
-        _fit(case, module, recipe.train, recipe, folder / "checkpoints", logger, history)
+        activities = _fit(case, module, recipe.train, recipe, folder / "checkpoints", logger, history)
         configure(analog, computation=recipe.hardware.computation)
     result: Result = {"case": case.name, "order": order, "recipe": recipe_folder.name}
-    result |= _measure(case.name, analog.to(device), recipe, accuracy_digital)
+    result |= _measure(case.name, analog.to(device), recipe, accuracy_digital, activities)
     result |= {
         "history": history.rows,
         "seed": recipe.seed,
@@ -283,8 +286,8 @@ def _fit(
     checkpoints: Path,
     logger: TensorBoardLogger | None,
     history: History,
-) -> None:
-    """Train with a checkpoint after each epoch, going on from the last one that is there."""
+) -> list[Activity]:
+    """Train with a checkpoint after each epoch, going on from the last one that is there; what on-chip arrays did."""
     last = checkpoints / "last.ckpt"
     if last.is_file():
         _load(last, "checkpoint")  # refuses a damaged file in one line
@@ -308,9 +311,17 @@ def _fit(
         trainer.fit(module, datamodule=recipe.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
+    return [
+        activity
+        for optimizer in trainer.optimizers
+        if isinstance(optimizer, PulsedOptimizer)
+        for activity in optimizer.activities()
+    ]
 
 
-def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: float | None) -> Result:
+def _measure(
+    label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: float | None, activities: list[Activity]
+) -> Result:
     """Accuracy and cost of a trained network, as plain numbers."""
     evaluation = recipe.evaluation
     result: Result = dict.fromkeys(("accuracy_median", "accuracy_q25", "accuracy_q75", "accuracy_quantised"))
@@ -334,6 +345,8 @@ def _measure(label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: fl
             low, median, high = quartiles(chips)
             result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
     cost = price(analog, recipe.data, evaluation.cost_batches if evaluation else 1, recipe)
+    if activities:
+        cost = cost.with_training(activities, recipe.periphery)
     return result | cost.numbers() | {"layers": cost.rows(), "not_modelled": list(cost.not_modelled)}
 
 

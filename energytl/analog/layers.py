@@ -180,11 +180,11 @@ class AnalogLayer(nn.Module, ABC):
 
     @abstractmethod
     def largest_input(self, x: Tensor) -> Tensor:
-        """max |x| of what each output position of each group sees of the padded inputs; broadcasts to the outputs."""
+        """Max |x| of what each output position of each group sees of the padded inputs; broadcasts to the outputs."""
 
     @abstractmethod
     def largest_output(self, y: Tensor) -> Tensor:
-        """max |y| of each output position and group; broadcasts to the outputs y."""
+        """Max |y| of each output position and group; broadcasts to the outputs y."""
 
     @abstractmethod
     def sum_outputs(self, y: Tensor) -> Tensor:

@@ -22,17 +22,22 @@ class WeightFormat:
     Attributes:
         bits: bits of a weight, its sign among them: 2·levels + 1 values with levels = 2^(bits−1) − 1. None: not
             rounded, and not cut to the range: what programming or pulses leave in a cell.
+        range_rms: range of weights that are not rounded, in root mean squares of the layer's weights. 3 leaves few
+            of a trained layer's weights outside; training on chip from small random ones needs room to grow.
 
     >>> WeightFormat(5).levels
     15
     """
 
     bits: int | None = 5
+    range_rms: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
         if self.bits is not None and not 2 <= self.bits <= 16:
             raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign), or null")
+        if not self.range_rms > 0:
+            raise ValueError(f"weights.range_rms is {self.range_rms}; allowed: above 0")
 
     @property
     def levels(self) -> int:
@@ -51,10 +56,10 @@ class WeightFormat:
         return 2**15 - 1 if self.bits is None else self.levels
 
     def full_range(self, weight: Tensor) -> float:
-        """The range for these weights: that which rounds them best; three root mean squares if they are not rounded."""
+        """The range for these weights: that which rounds them best, or range_rms root mean squares."""
         if self.bits is not None:
             return best_range(weight, self.levels)
-        return max(3 * float(weight.detach().square().mean().sqrt()), 1e-12)
+        return max(self.range_rms * float(weight.detach().square().mean().sqrt()), 1e-12)
 
     def rounded(self, weight: Tensor, full_range: float) -> Tensor:
         """What a cell of that range holds of these weights; shape of weight, straight-through gradient."""

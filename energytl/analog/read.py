@@ -388,9 +388,7 @@ class _ReadMoments(torch.autograd.Function):
         quantised, variance = _encode(x, array, ctx.held)
         grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x, wants_weight)
         grad_deviation = (slope * grad).mul_(0.5)
-        grad_variance, grad_squares = array.multiply_backward(
-            grad_deviation, variance, squares, wants_x, wants_squares
-        )
+        grad_variance, grad_squares = array.multiply_backward(grad_deviation, variance, squares, wants_x, wants_squares)
         if grad_x is not None and grad_variance is not None:
             grad_x = grad_x.addcmul_(quantised, grad_variance, value=2 * _curvature(array, ctx.held))
             grad_x = gradient_inside(grad_x, x, array.input_range)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from energytl.cost.energy import (
     shift_add_energy,
 )
 from energytl.cost.periphery import NOT_MODELLED, Periphery
+from energytl.cost.training import Activity, TrainingCost, training_cost
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Cost:
 
     Attributes:
         layers: the analog layers' costs, in the network's order.
+        training: cost of the whole training, if it was on the chip.
         not_modelled: what the numbers do not contain.
     """
 
     layers: tuple[LayerCost, ...]
+    training: TrainingCost | None = None
     not_modelled: tuple[str, ...] = NOT_MODELLED
 
     @property
@@ -104,10 +107,16 @@ class Cost:
         """The same as energy_total_j: all joules that are modelled."""
         return self.energy_total_j
 
+    def with_training(self, activities: list[Activity], periphery: Periphery | None) -> "Cost":
+        """The same with the cost of training on the chip, from what an on-chip optimizer's `activities()` says."""
+        energies = [layer.energy_total_j for layer in self.layers]
+        latencies = [layer.latency_s for layer in self.layers]
+        return replace(self, training=training_cost(activities, energies, latencies, periphery))
+
     def numbers(self) -> dict[str, float | int | None]:
         """The whole network's plain numbers, by the keys of summary.json."""
         keys = ("energy_paper", "energy_cell_j", "energy_total_j", "latency_s", "cells", "reads")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in keys} | (self.training.numbers() if self.training else {})
 
     def rows(self) -> list[dict[str, float | int | str | None]]:
         """One dictionary of plain numbers for each layer."""

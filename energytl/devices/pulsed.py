@@ -77,6 +77,10 @@ class PulsedDevice(ABC):
             raise ValueError(f"device.dw_min is {self.dw_min}; allowed: above 0")
         if not self.lower < 0 < self.upper:
             raise ValueError(f"device.lower is {self.lower} and device.upper {self.upper}; allowed: lower < 0 < upper")
+        if not -1 < self.up_down < 1:
+            raise ValueError(
+                f"device.up_down is {self.up_down}; allowed: between -1 and 1, so that both steps are above 0"
+            )
         if not 0 <= self.stuck <= 1:
             raise ValueError(f"device.stuck is {self.stuck}; allowed: 0 to 1")
         for name in (

@@ -194,11 +194,18 @@ def diffused_(
 
     Args:
         device: kind of cell.
-        total, net, power, slot, samples: moments of the pulse numbers (`ExpectedPulses`).
-        signs: of the columns.
+        total: moments of the pulse numbers, these five: see `ExpectedPulses`.
+        net: Σ ±m.
+        power: Σ m².
+        slot: mean of 1/BL.
+        samples: number of samples.
+        signs: of the columns, ±1.
         state: g, changed.
         noise: standard normal numbers.
-        up, down, upper, lower: see `Cells`.
+        up: α↑, these four: see `Cells`.
+        down: α↓.
+        upper: b_max.
+        lower: b_min.
     """
     cells = Cells(up, down, upper, lower, up)  # the reference plays no part
     signed = net * signs
@@ -259,9 +266,7 @@ def _composed(factor: Tensor, shift: Tensor, variance: Tensor) -> tuple[Tensor, 
         if factor.shape[-3] % 2:
             odd = [t[..., -1:, :, :] for t in (factor, shift, variance)]
             factor, shift, variance = (t[..., :-1, :, :] for t in (factor, shift, variance))
-        first, then = [
-            [t[..., start::2, :, :] for t in (factor, shift, variance)] for start in (0, 1)
-        ]
+        first, then = [[t[..., start::2, :, :] for t in (factor, shift, variance)] for start in (0, 1)]
         factor = first[0] * then[0]
         shift = torch.addcmul(then[1], then[0], first[1])
         variance = torch.addcmul(then[2], then[0].square(), first[2])

@@ -25,7 +25,9 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
             except torch._dynamo.exc.TorchDynamoException as error:
                 usable = False
                 reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"torch.compile cannot fuse {function.__name__}, so it runs slower: {reason}", stacklevel=2)
+                warnings.warn(
+                    f"torch.compile cannot fuse {function.__name__}, so it runs slower: {reason}", stacklevel=2
+                )
         return function(*arguments)
 
     return call

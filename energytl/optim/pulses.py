@@ -48,6 +48,7 @@ class Lines:
         sum_outputs: errors → their sums over the O outputs, of which `correlate` makes (…, 1, K).
         shares: errors → each output's share of their sum, (…, O, 1).
         matrices: → x as (…, S, K) and d as (…, S, O).
+        samples: S.
     """
 
     x: Tensor
@@ -58,6 +59,7 @@ class Lines:
     sum_outputs: Callable[[Tensor], Tensor]
     shares: Callable[[Tensor], Tensor]
     matrices: Callable[[], tuple[Tensor, Tensor]]
+    samples: int
 
 
 def dense_lines(x: Tensor, d: Tensor) -> Lines:
@@ -71,6 +73,7 @@ def dense_lines(x: Tensor, d: Tensor) -> Lines:
         sum_outputs=lambda d: d.sum(-1, keepdim=True),
         shares=lambda d: (d.sum(-2) / d.sum((-2, -1))[..., None]).nan_to_num(0.0).unsqueeze(-1),
         matrices=lambda: (x, d),
+        samples=x.shape[-2],
     )
 
 
@@ -135,13 +138,13 @@ class PulseRates:
     Attributes:
         x, d: inputs and scaled errors, in their layer's layout.
         slot: see ExpectedPulses.
-        samples: number of samples of one array.
+        slots: slots of all trains, one after the other, a scalar.
     """
 
     x: Tensor
     d: Tensor
     slot: Tensor
-    samples: int
+    slots: Tensor
 
 
 def pulse_rates(lines: Lines, rate: Tensor | float, train: PulseTrain) -> PulseRates:
@@ -153,18 +156,17 @@ def pulse_rates(lines: Lines, rate: Tensor | float, train: PulseTrain) -> PulseR
     largest = (rate * lines.x_max * lines.d_max).square()
     slot = ((largest / driven.length).sum() / largest.sum()).nan_to_num(1.0)
     per_slot = driven.x_factor * driven.d_factor * driven.length
-    return PulseRates(x, d * per_slot, slot, driven.length.numel())
+    return PulseRates(x, d * per_slot, slot, driven.length.mean() * lines.samples)
 
 
-def expected_pulses(lines: Lines, rate: Tensor | float, train: PulseTrain) -> ExpectedPulses:
+def expected_pulses(lines: Lines, rates: PulseRates) -> ExpectedPulses:
     """Moments of a mini-batch's pulse numbers, by three products like that of a weight's gradient."""
-    rates = pulse_rates(lines, rate, train)
     return ExpectedPulses(
         total=lines.correlate(rates.x.abs(), rates.d.abs()),
         net=lines.correlate(rates.x, rates.d).neg_(),
         power=lines.correlate(rates.x.square(), rates.d.square()),
         slot=rates.slot,
-        samples=torch.full((), float(rates.samples), device=rates.x.device),
+        samples=torch.full((), float(lines.samples), device=rates.x.device),
     )
 
 

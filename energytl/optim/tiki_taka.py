@@ -62,7 +62,7 @@ class Waiting:
         weight = recent if bool(self.slot) else 1.0
         self.shares.lerp_(lines.shares(squares), weight)
         self.slot.lerp_(rates.slot, weight)
-        self.samples += rates.samples
+        self.samples += lines.samples
 
     def take_(self, first: int, number: int) -> ExpectedPulses:
         """The pulses of some columns, which wait no longer."""
@@ -316,9 +316,7 @@ class Integrating(TikiTaka, ABC):
         columns.pulse_(direction, device, generator)
 
     @abstractmethod
-    def signal_(
-        self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, bool]:
+    def signal_(self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
         """What is added to H, and whether pulses may be sent; keeps the choppers."""
 
 
@@ -364,9 +362,9 @@ class CTTv2(Integrating):
 
 @dataclass(frozen=True)
 class AGAD(Integrating):
-    """As c-TTv2 with a regular rhythm, but A's offset is measured: the mean read of one period is subtracted in the next.
+    """As c-TTv2 with a regular rhythm, but A's offset is measured: a period's mean read is subtracted in the next.
 
-    (Rasch 2024, "analog gradient accumulation with dynamic reference"). C is left alone during the first period.
+    Analog gradient accumulation with dynamic reference (Rasch 2024). C is left alone during the first period.
 
     Attributes:
         chop_probability: the sign changes every 1/chop_probability reads of a column, at least every second.

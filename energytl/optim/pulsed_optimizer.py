@@ -1,0 +1,235 @@
+"""torch optimizers that train analog layers by pulses, and everything else by plain gradient descent.
+
+    optimizer = energytl.optim.CTTv2(model.parameters(), lr=0.05, device=energytl.devices.presets.reram_om())
+
+Weights of analog layers live on arrays of pulsed cells, whose states are in the optimizer's state; a layer's weight
+is what its cells show, in units of its `weight_range`. When a weight is stepped first, its cells are drawn and
+programmed with it. Everything random comes from the optimizer's seed and its own step count, so that a resumed run
+goes on bit for bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energytl.analog.layers import AnalogLayer, layer_of
+from energytl.analog.noise import fold
+from energytl.analog.samples import Samples, collect
+from energytl.cost.training import Activity
+from energytl.devices.pulsed import PulsedDevice
+from energytl.optim.array import CellArray
+from energytl.optim.pulses import Lines, PulseTrain
+
+State = dict[str, Any]
+
+
+class PulsedOptimizer(torch.optim.Optimizer, ABC):
+    """What all on-chip optimizers share: who trains on chip, samples, randomness, checkpoints.
+
+    Args:
+        params: parameters or groups of them; those that are weights of analog layers train on chip, all others by
+            plain gradient descent with the group's lr.
+        lr: learning rate.
+        device: kind of cell.
+        exact: apply samples one after the other, each finding the state that the last one left; else a mini-batch at
+            once (see `CellArray.train_aggregated_`).
+        train: pulse trains.
+        seed: of cells and pulses; None draws it from torch's global generator.
+
+    Raises:
+        ValueError: if no parameter is a weight of an analog layer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        exact: bool,
+        train: PulseTrain,
+        seed: int | None,
+    ) -> None:
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"lr is {lr}; allowed: 0 or more")
+        self.device, self.exact, self.train = device, exact, train
+        self.fuse = True
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.samples: dict[Tensor, Samples] = {}
+        super().__init__(params, {"lr": lr, "seed": seed, "on": repr(device), "by": repr(self)})
+        if not self.samples:
+            raise ValueError(
+                "none of the parameters is the weight of an analog layer: convert the network (energytl.convert) "
+                "before its parameters go to the optimizer"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take up a group; weights of analog layers hand over their samples from now on."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if layer_of(parameter) is not None:
+                self.samples[parameter] = collect(parameter)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients and samples."""
+        super().zero_grad(set_to_none)
+        for samples in self.samples.values():
+            samples.batches.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
+        """Send the pulses of the samples since the last step.
+
+        Args:
+            closure: called once, before; computes the loss and its gradients.
+
+        Raises:
+            ValueError: for inputs or errors that are not finite.
+            RuntimeError: with several processes, whose arrays would drift apart.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            processes = torch.distributed.get_world_size()
+            if processes > 1:
+                raise RuntimeError(f"on-chip training runs in one process, not {processes}: set trainer.devices to 1")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        number = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.samples:
+                    self._pulse(parameter, group, number)
+                elif parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-group["lr"])
+                number += 1
+        return loss
+
+    def _pulse(self, weight: nn.Parameter, group: dict[str, Any], number: int) -> None:
+        samples, state = self.samples[weight], self.state[weight]
+        for layer, x, d in samples.batches:
+            groups, rows, outputs = layer.matrix_shape
+            shape, seed = (groups, outputs, rows), group["seed"]
+            if not state:
+                start = torch.Generator(weight.device).manual_seed(fold(seed, number))
+                held = weight.detach().float().reshape(shape) / layer.weight_range
+                state.update({"steps": 0, "trained": 0, "slots": torch.zeros((), device=weight.device)})
+                state.update(self.program(shape, held, start))
+                show(layer, CellArray.of(state["slow"]))
+            state["steps"] += 1
+            generator = torch.Generator(weight.device).manual_seed(fold(seed, number, state["steps"]))
+            lines = lines_of(layer, x, d)
+            extremes = lines.x_max.sum() + lines.d_max.sum()
+            if not torch.isfinite(extremes):
+                what = "inputs x" if not torch.isfinite(lines.x_max).all() else "errors d"
+                raise ValueError(
+                    f"layer {layer.index} (weight {tuple(weight.shape)}) got {what} that are not finite in step "
+                    f"{state['steps']}: look at the loss, or lower lr"
+                )
+            state["trained"] += len(x)
+            if float(extremes) and group["lr"]:
+                state["slots"] += self.learn(state, layer, lines, len(x), group["lr"], generator)
+        samples.batches.clear()
+
+    @abstractmethod
+    def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:
+        """Draw the arrays of one layer and program the weights, (G, O, K) in units of the range."""
+
+    @abstractmethod
+    def learn(
+        self, state: State, layer: AnalogLayer, lines: Lines, images: int, lr: float, generator: torch.Generator
+    ) -> Tensor:
+        """Change the arrays, in the state, and the layer's weight by one mini-batch; the slots of its pulse trains."""
+
+    def activities(self) -> list[Activity]:
+        """What the arrays did so far, for `energytl.cost.training`."""
+        found = []
+        for weight, state in self.state.items():
+            layer = layer_of(weight) if isinstance(weight, nn.Parameter) else None
+            if layer is None or not state:
+                continue
+            found.append(
+                Activity(
+                    layer=layer.index,
+                    outputs=len(weight),
+                    images=state["trained"],
+                    slots=float(state["slots"]),
+                    pulses=sum(float(state[name]["pulses"]) for name in ("fast", "slow") if name in state),
+                    column_reads=state.get("reads", 0),
+                    pulse_s=self.device.pulse_s,
+                    pulse_j=self.device.pulse_j,
+                )
+            )
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if it was trained on another device or with other settings.
+        """
+        for saved in state_dict["param_groups"]:
+            for key, own, name in (("on", repr(self.device), "device"), ("by", repr(self), "settings")):
+                if saved.get(key) != own:
+                    raise ValueError(
+                        f"the checkpoint's {name} is {saved.get(key)}, this optimizer's {own}: go on with the same, "
+                        "or start anew"
+                    )
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, parameter in zip(indices, parameters, strict=True):  # torch would cast states to the weight's type
+            if index in state_dict["state"]:
+                self.state[parameter] = _copied(state_dict["state"][index], parameter.device)
+
+    @abstractmethod
+    def __repr__(self) -> str:
+        """The algorithm and its settings, on one line."""
+
+
+def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:
+    """Lines of a layer's arrays (G, O, K) for its padded inputs and the gradients of its outputs, in float32."""
+    x, d = x.float(), d.float()
+    groups, rows, _ = layer.matrix_shape
+    weight = layer.weight.detach().float()
+
+    def correlate(x: Tensor, d: Tensor) -> Tensor:
+        own = layer.outputs_per_group(d)
+        gradient = layer.multiply_backward(d, x, weight[: groups * own], False, True)[1]
+        assert gradient is not None
+        return gradient.reshape(groups, own, rows)
+
+    def shares(d: Tensor) -> Tensor:
+        sums = layer.unfold_outputs(d).sum((0, 1))  # (G, O)
+        return (sums / sums.sum(-1, keepdim=True)).nan_to_num(0.0).unsqueeze(-1)
+
+    def matrices() -> tuple[Tensor, Tensor]:
+        parts = (layer.unfold(x), layer.unfold_outputs(d))  # (N, L, G, ·)
+        inputs, errors = (part.permute(2, 0, 1, 3).flatten(1, 2) for part in parts)
+        return inputs, errors
+
+    extremes = layer.largest_input(x), layer.largest_output(d)
+    return Lines(x, d, *extremes, correlate, layer.sum_outputs, shares, matrices, len(x) * layer.count_positions(x))
+
+
+def _programmed(device: PulsedDevice, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> CellArray:
+    array = CellArray.new(device, shape, generator)
+    array.write_(weights, device, generator)
+    return array
+
+
+def show(layer: AnalogLayer, array: CellArray, first: int = 0, number: int | None = None) -> None:
+    """Let a layer compute with what the cells of its array show: all of them, or some neighbouring columns."""
+    weight = layer.weight.detach().view(array.state.shape)
+    if number is not None:
+        array, weight = array.columns(first, number), weight.narrow(-1, first, number)
+    weight.copy_(array.weights().mul_(layer.weight_range))
+
+
+def _copied(saved: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """Tensors in nested dictionaries, copied to a device, all else as it is."""
+    if isinstance(saved, dict):
+        return {name: _copied(value, device) for name, value in saved.items()}
+    return saved.to(device, copy=True) if isinstance(saved, Tensor) else saved

@@ -1,0 +1,236 @@
+"""TTv1, TTv2, c-TTv2 and AGAD as torch optimizers; the algorithms stand in `energytl.optim.tiki_taka`."""
+
+from abc import ABC
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energytl.analog.layers import AnalogLayer
+from energytl.analog.read import Noiseless
+from energytl.devices.pulsed import PulsedDevice
+from energytl.optim import tiki_taka
+from energytl.optim.array import CellArray
+from energytl.optim.column_read import ColumnRead
+from energytl.optim.pulsed_optimizer import PulsedOptimizer, State, show
+from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, pulse_rates
+from energytl.optim.tiki_taka import Event, Pair, TikiTaka, Waiting
+
+
+class TikiTakaOptimizer(PulsedOptimizer, ABC):
+    """What TTv1, TTv2, CTTv2 and AGAD share: a fast array A beside the weights' array C.
+
+    Args:
+        algorithm: which.
+        fast_rate: with auto_scale the share of the longest train that the largest pair of lines of an average sample
+            uses; else λ_A, what a sample moves A by for each unit of x·d.
+        auto_scale: choose λ_A by running means of the samples' max|x| and max|d|, so that the number of pulses does
+            not depend on the gradient's size.
+        column_read: how columns of A are read, beside the fluctuation of the layer's own hardware.
+        others: see PulsedOptimizer.
+    """
+
+    memory = 0.99
+    """Of the running means of auto_scale, for each mini-batch."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        algorithm: TikiTaka,
+        fast_rate: float = 0.5,
+        auto_scale: bool = True,
+        column_read: ColumnRead = ColumnRead(),
+        exact: bool = False,
+        train: PulseTrain = PulseTrain(),
+        seed: int | None = None,
+    ) -> None:
+        device.require_symmetry_point()
+        if not 0 < fast_rate < float("inf"):
+            raise ValueError(f"fast_rate is {fast_rate}; allowed: above 0")
+        self.algorithm, self.fast_rate, self.auto_scale = algorithm, fast_rate, auto_scale
+        self.column_read = column_read
+        self._pairs: dict[int, Pair] = {}
+        super().__init__(params, lr, device, exact, train, seed)
+
+    def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:  # noqa: D102
+        pair = self.algorithm.new(shape, self.device, generator)
+        pair.slow.write_(weights, self.device, generator)
+        own = {field.name: getattr(pair, field.name) for field in fields(Pair)}
+        waiting = None if self.exact else vars(Waiting.new(shape, generator.device))
+        return own | {"fast": pair.fast.tensors(), "slow": pair.slow.tensors(), "waiting": waiting}
+
+    def learn(  # noqa: D102
+        self, state: State, layer: AnalogLayer, lines: Lines, images: int, lr: float, generator: torch.Generator
+    ) -> Tensor:
+        pair = self._pair(state)
+        rate = self._rate(state, lines)
+        rates = pulse_rates(lines, rate, self.train)
+        noiseless = isinstance(layer.hardware.computation, Noiseless)
+        fluctuation = None if noiseless else layer.hardware.fluctuation
+
+        def read(weights: Tensor) -> Tensor:
+            return self.column_read(weights, fluctuation, layer.rho.detach(), generator)
+
+        if self.exact:
+            events = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
+        else:
+            events = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
+        state.update(images=pair.images, reads=pair.reads)
+        for event in events:
+            show(layer, pair.slow, event.first, event.number)
+        return rates.slots
+
+    def _pair(self, state: State) -> Pair:
+        """The state's arrays; made once, as they share the state's tensors."""
+        pair = self._pairs.get(id(state))
+        if pair is None or pair.slow.state is not state["slow"]["state"]:
+            own = {field.name: state[field.name] for field in fields(Pair)}
+            fast, slow = CellArray.of(state["fast"]), CellArray.of(state["slow"])
+            waiting = None if self.exact else Waiting(**state["waiting"])
+            pair = Pair(**own | {"fast": fast, "slow": slow, "waiting": waiting})
+            self._pairs[id(state)] = pair
+        return pair
+
+    def _learn_in_order(
+        self,
+        pair: Pair,
+        lines: Lines,
+        rate: Tensor | float,
+        images: int,
+        lr: float,
+        read: tiki_taka.Reader,
+        generator: torch.Generator,
+    ) -> list[Event]:
+        x, d = lines.matrices()
+        per_image = x.shape[-2] // images
+        together = pair.columns * self.algorithm.every
+        events = []
+        for first in range(0, images, together):
+            now = min(together, images - first)
+            part = slice(first * per_image, (first + now) * per_image)
+            counts = counts_in_order(x[..., part, :], d[..., part, :], rate, self.train, generator)
+            events += self.algorithm.learn_in_order_(
+                pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse
+            )
+        return events
+
+    def _rate(self, state: State, lines: Lines) -> Tensor | float:
+        """Pulses of A for each unit of x·d: λ_A/Δw_min."""
+        if not self.auto_scale:
+            return self.fast_rate / self.device.dw_min
+        for name, largest in (("x_scale", lines.x_max.mean()), ("d_scale", lines.d_max.mean())):
+            state[name] = torch.lerp(largest, state[name], self.memory) if name in state else largest
+        rate: Tensor = self.fast_rate * self.train.longest / (state["x_scale"] * state["d_scale"])
+        return rate.nan_to_num(0.0, 0.0, 0.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.algorithm}, fast_rate={self.fast_rate}, auto_scale={self.auto_scale}, {self.column_read}, "
+            f"exact={self.exact}, train={self.train}"
+        )
+
+
+class TTv1(TikiTakaOptimizer):
+    """Tiki-Taka: C gets pulsed updates by what is read of A, lr its rate (`tiki_taka.TTv1`).
+
+    Args:
+        every: images between two reads of a column.
+        others: see TikiTakaOptimizer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        *,
+        every: int = 1,
+        **others: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(params, lr, device, tiki_taka.TTv1(every, others.get("train", PulseTrain())), **others)
+
+
+class TTv2(TikiTakaOptimizer):
+    """Tiki-Taka with a digital integrator H, lr the scale of what it adds up (`tiki_taka.TTv2`).
+
+    Args:
+        every: images between two reads of a column.
+        threshold: of H, in units of dw_min.
+        kept: share of H that stays when a pulse is sent.
+        others: see TikiTakaOptimizer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        *,
+        every: int = 1,
+        threshold: float = 1.0,
+        kept: float = 0.0,
+        **others: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(params, lr, device, tiki_taka.TTv2(every, threshold, kept), **others)
+
+
+class CTTv2(TikiTakaOptimizer):
+    """TTv2 with choppers: signs of A's columns change, so that its offset averages out (`tiki_taka.CTTv2`).
+
+    Args:
+        every: images between two reads of a column.
+        threshold: of H, in units of dw_min.
+        kept: share of H that stays when a pulse is sent.
+        chop_probability: probability, at each read, that the column's sign changes.
+        regular: change it in a regular rhythm instead.
+        others: see TikiTakaOptimizer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        *,
+        every: int = 1,
+        threshold: float = 1.0,
+        kept: float = 0.0,
+        chop_probability: float = 0.05,
+        regular: bool = False,
+        **others: Any,  # noqa: ANN401
+    ) -> None:
+        algorithm = tiki_taka.CTTv2(every, threshold, kept, chop_probability, regular)
+        super().__init__(params, lr, device, algorithm, **others)
+
+
+class AGAD(TikiTakaOptimizer):
+    """Choppers with a measured reference instead of a programmed symmetry point (`tiki_taka.AGAD`).
+
+    Args:
+        every: images between two reads of a column.
+        threshold: of H, in units of dw_min.
+        kept: share of H that stays when a pulse is sent.
+        chop_probability: the sign changes every 1/chop_probability reads of a column.
+        tail: weight of a period's last reads in its mean.
+        others: see TikiTakaOptimizer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        device: PulsedDevice,
+        *,
+        every: int = 1,
+        threshold: float = 1.0,
+        kept: float = 0.0,
+        chop_probability: float = 0.1,
+        tail: float = 5.0,
+        **others: Any,  # noqa: ANN401
+    ) -> None:
+        algorithm = tiki_taka.AGAD(every, threshold, kept, chop_probability, tail)
+        super().__init__(params, lr, device, algorithm, **others)
