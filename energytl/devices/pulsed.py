@@ -348,11 +348,13 @@ def soft_bounds_steps(g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
 
 def soft_bounds_constants(cells: Cells, cycle_noise: float) -> tuple[Tensor, ...]:
     """For `soft_bounds_affine`: ln ρ↑, ln ρ↓, b_max, b_min, and the variances α²σ²/(1 − ρ²) that many pulses end at."""
-    up_kept = (1 - cells.up / cells.upper).nan_to_num(1.0).clamp(min=1e-30)  # a stuck cell at 0 has α = b = 0
-    down_kept = (1 + cells.down / cells.lower).nan_to_num(1.0).clamp(min=1e-30)
-    up_limit = ((cells.up * cycle_noise).square() / (1 - up_kept.square())).nan_to_num(0.0)
-    down_limit = ((cells.down * cycle_noise).square() / (1 - down_kept.square())).nan_to_num(0.0)
-    return up_kept.log(), down_kept.log(), cells.upper, cells.lower, up_limit, down_limit
+    logs, limits = [], []
+    for step, bound in ((cells.up, cells.upper), (cells.down, -cells.lower)):
+        kept = torch.where(step > 0, (1 - step / bound).clamp(min=1e-30), torch.ones_like(step))  # 1: a stuck cell
+        limit = (step * cycle_noise).square() / (1 - kept * kept)
+        logs.append(kept.log())
+        limits.append(torch.where(step > 0, limit, torch.zeros_like(step)))
+    return *logs, cells.upper, cells.lower, *limits
 
 
 def soft_bounds_affine(
@@ -372,11 +374,11 @@ def soft_bounds_affine(
     >>> soft_bounds_affine(torch.tensor(2.0), *constants)
     (tensor(0.8100), tensor(0.1900), tensor(0.0181))
     """
-    rising = counts > 0
-    factor = torch.exp(counts * torch.where(rising, log_up, -log_down))
-    lost = 1 - factor
-    shift = torch.where(rising, upper, lower) * lost
-    variance = torch.where(rising, up_limit, down_limit) * (lost * (1 + factor))
+    up = counts.clamp(min=0)
+    down, rising = up - counts, (counts > 0).to(counts.dtype)
+    factor = torch.exp(up * log_up + down * log_down)
+    shift = (lower + (upper - lower) * rising) * (1 - factor)
+    variance = (down_limit + (up_limit - down_limit) * rising) * (1 - factor * factor)
     return factor, shift, variance
 
 

@@ -1,10 +1,12 @@
 """One array of pulsed cells: what it holds, how it is pulsed, what it shows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from energytl.analog.noise import normal_like
 from energytl.devices.pulsed import Cells, PulsedDevice, bounded, pulse
@@ -14,6 +16,12 @@ from energytl.optim.pulses import ExpectedPulses
 STATES_AT_ONCE = 2**17
 """How many cells times samples are worked on at once: what fits a core's cache."""
 
+LARGE = 2**14
+"""Cells from which on samples are applied one by one, a few in one kernel, rather than composed pairwise first."""
+
+UNROLLED = 5
+"""Samples in one kernel."""
+
 
 @dataclass
 class CellArray:
@@ -22,7 +30,8 @@ class CellArray:
     Attributes:
         cells: the population.
         state: physical states g.
-        offset: write noise that the cells show now; a scalar 0 if the device has none.
+        offset: write noise that the cells show; NaN where a pulse came since and it waits to be drawn; a scalar 0 if
+            the device has none.
         pulses: pulses so far, a scalar.
     """
 
@@ -45,23 +54,25 @@ class CellArray:
         """Hold these weights, cut to each cell's bounds; write noise is drawn."""
         wanted = weights + self.cells.reference
         self.state.copy_(torch.minimum(torch.maximum(wanted, self.cells.lower), self.cells.upper))
-        self._redraw_(torch.ones_like(self.state, dtype=torch.bool), device, generator)
+        self._unsettle_(torch.ones_like(self.state, dtype=torch.bool))
 
-    def _redraw_(self, pulsed: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
-        """New write noise for the cells that were pulsed."""
-        if device.write_noise:
+    def _unsettle_(self, pulsed: Tensor) -> None:
+        """The write noise of cells that were pulsed is to be drawn anew."""
+        if self.offset.dim():
+            self.offset.masked_fill_(pulsed, math.nan)
+
+    def show_(self, device: PulsedDevice, generator: torch.Generator) -> Tensor:
+        """What the cells show, w = g − r + write noise, which is drawn where pulses came since it was last."""
+        if self.offset.dim():
             drawn = normal_like(self.state, generator).mul_(device.write_noise * device.dw_min)
-            self.offset.copy_(torch.where(pulsed, drawn, self.offset))
-
-    def weights(self) -> Tensor:
-        """What the cells show: w = g − r + write noise."""
+            self.offset.copy_(torch.where(self.offset.isnan(), drawn, self.offset))
         return self.state - self.cells.reference + self.offset
 
     def columns(self, first: int, number: int) -> "CellArray":
-        """Some columns, as an array that shares their cells."""
+        """Some columns, as an array of their own, whose pulses count here; `put_` takes them back."""
 
         def part(tensor: Tensor) -> Tensor:
-            return tensor.narrow(-1, first, number) if tensor.dim() else tensor
+            return tensor.narrow(-1, first, number).contiguous() if tensor.dim() else tensor
 
         cells = self.cells
         return CellArray(
@@ -71,10 +82,16 @@ class CellArray:
             self.pulses,
         )
 
+    def put_(self, first: int, columns: "CellArray") -> None:
+        """Take up the states of such columns."""
+        for own, new in ((self.state, columns.state), (self.offset, columns.offset)):
+            if own.dim():
+                own.narrow(-1, first, new.shape[-1]).copy_(new)
+
     def pulse_(self, direction: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
         """One pulse for each cell where direction is +1 or −1, none where it is 0."""
         self.state.copy_(pulse(device, self.state, direction, self.cells, generator))
-        self._redraw_(direction != 0, device, generator)
+        self._unsettle_(direction != 0)
         self.pulses += direction.abs().sum()
 
     def train_(
@@ -84,6 +101,8 @@ class CellArray:
         device: PulsedDevice,
         generator: torch.Generator,
         fuse: bool = False,
+        signs: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> None:
         """Pulses of samples one after the other, each finding the state that the last one left (mode `exact`).
 
@@ -96,35 +115,50 @@ class CellArray:
             device: kind of cell.
             generator: of the noise.
             fuse: compute in fused kernels (torch.compile).
+            signs: of the columns, (…, 1, K), ±1: what choppers make of up and down; None: all 1.
+            ends: of the columns, (K,): how many samples concern it, the first ones; None: all.
         """
-        bounds = (self.cells.lower, self.cells.upper)
-        constants = device.constants(self.cells)
-        if constants is not None:
-            constants = tuple(t.unsqueeze(-3) for t in constants)
-        together = max(1, STATES_AT_ONCE // self.state.numel())
         state, variance = self.state.clone(), torch.zeros_like(self.state)
         touched = torch.zeros_like(self.state)
+        bounds = (self.cells.upper, self.cells.lower)
+        if signs is None:
+            signs = torch.ones((1, state.shape[-1]), device=state.device)
+        if ends is None:
+            ends = torch.full((state.shape[-1],), samples, device=state.device)
+        large = self.state.numel() >= LARGE
+        fuse = fuse and large
+        constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
+        one_by_one = fused(in_order_) if fuse else in_order_
+        together = UNROLLED if large or constants is None else max(1, STATES_AT_ONCE // self.state.numel())
         for first in range(0, samples, together):
             numbers = counts(first, min(first + together, samples))
+            order = torch.arange(first, first + numbers.shape[-3], device=state.device)
+            factors = signs.unsqueeze(-3) * (order.unsqueeze(-1) < ends).unsqueeze(-2)
             if constants is None:
-                for number in numbers.unbind(-3):
+                for number in (numbers * factors).unbind(-3):
                     moved, more = device.pulse_by_pulse(state, number, self.cells)
-                    state, variance = bounded(moved, state, number != 0, self.cells), variance + more
-                touched += numbers.abs().sum(-3)
-            elif numbers.shape[-3] == 1:
-                (fused(moved_) if fuse else moved_)(device, numbers, state, variance, touched, *bounds, *constants)
+                    state = bounded(moved, state, number != 0, self.cells)
+                    variance += more
+                    touched += number.abs()
+            elif large:
+                missing = together - numbers.shape[-3]
+                if fuse and missing:  # so that one kernel serves all
+                    numbers, factors = (F.pad(t, (0, 0, 0, 0, 0, missing)) for t in (numbers, factors))
+                one_by_one(device, numbers, factors, state, variance, touched, *bounds, *constants)
             else:
-                maps = (fused(mapped) if fuse else mapped)(device, numbers, *constants)
+                numbers = numbers * factors
+                maps = device.affine(numbers, *(t.unsqueeze(-3) for t in constants))
                 factor, shift, more = _composed(*maps)
                 variance = more.addcmul_(factor.square(), variance)
                 pulsed = numbers.abs().sum(-3)
                 state = bounded(torch.addcmul(shift, factor, state), state, pulsed > 0, self.cells)
                 touched += pulsed
         if device.cycle_noise:
-            moved = torch.addcmul(state, normal_like(state, generator), variance.sqrt_())
-            state = bounded(moved, state, touched > 0, self.cells)
+            noise = normal_like(state, generator)
+            (fused(disturb_) if fuse else disturb_)(state, variance, touched, noise, *bounds)
         self.state.copy_(state)
-        self._redraw_(touched > 0, device, generator)
+        if device.write_noise:
+            self._unsettle_(touched > 0)
         self.pulses += touched.sum()
 
     def train_aggregated_(
@@ -151,7 +185,7 @@ class CellArray:
         if device.write_noise:
             unpulsed = torch.exp(-pulses.total)
             uniform = torch.rand(unpulsed.shape, generator=generator, device=unpulsed.device)
-            self._redraw_(uniform >= unpulsed, device, generator)
+            self._unsettle_(uniform >= unpulsed)
         self.pulses += pulses.total.sum()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -173,7 +207,7 @@ def diffused_(
     net: Tensor,
     power: Tensor,
     slot: Tensor,
-    samples: Tensor,
+    samples: float,
     signs: Tensor,
     state: Tensor,
     noise: Tensor,
@@ -208,55 +242,72 @@ def diffused_(
         lower: b_min.
     """
     cells = Cells(up, down, upper, lower, up)  # the reference plays no part
-    signed = net * signs
-    rising, falling = (total + signed) * 0.5, (total - signed) * 0.5
+    rising = torch.addcmul(total, net, signs) * 0.5
+    falling = total - rising
     up_step, down_step = device.steps(state, cells)
     up_slope, down_slope = device.slopes(state, cells)
-    pull = (falling * down_slope - rising * up_slope).clamp(min=0)
-    once, twice = saturating(pull), saturating(2 * pull)
-    inverse = 1 / total.clamp(min=1e-30)
-    square_step = (rising * up_step * up_step + falling * down_step * down_step) * inverse
+    pull = (falling * down_slope - rising * up_slope).clamp(min=1e-20)
+    lost = torch.expm1(-pull)  # e^−Λ − 1
+    once = -lost / pull
+    twice = once * (1 + lost / 2)  # φ(2Λ)
+    square_step = (rising * up_step.square() + falling * down_step.square()) / total.clamp(min=1e-30)
     counting = (total - power * slot).clamp(min=0) * twice
-    unequal = (power - net * net / samples).clamp(min=0) * (samples / (samples - 1).clamp(min=1))
-    ordering = unequal * (twice - once * once).clamp(min=0)
-    cycling = (rising * up * up + falling * down * down) * device.cycle_noise**2 * twice
-    variance = square_step * (counting + ordering) + cycling
+    unequal = (power - net.square() / samples).clamp(min=0) * (samples / max(samples - 1, 1))
+    ordering = unequal * (twice - once.square()).clamp(min=0)
+    cycling = (rising * up.square() + falling * down.square()) * twice
+    variance = torch.add(square_step * (counting + ordering), cycling, alpha=device.cycle_noise**2)
     moved = state + (rising * up_step - falling * down_step) * once + noise * variance.sqrt()
     state.copy_(bounded(moved, state, total > 0, cells))
 
 
-def moved_(
+def constants_of(
+    device: PulsedDevice, up: Tensor, down: Tensor, upper: Tensor, lower: Tensor
+) -> tuple[Tensor, ...] | None:
+    """`PulsedDevice.constants` as a function of tensors."""
+    return device.constants(Cells(up, down, upper, lower, up))  # the reference plays no part
+
+
+def in_order_(
     device: PulsedDevice,
     numbers: Tensor,
+    factors: Tensor,
     state: Tensor,
     variance: Tensor,
     touched: Tensor,
-    lower: Tensor,
     upper: Tensor,
+    lower: Tensor,
     *constants: Tensor,
 ) -> None:
-    """Apply one sample's pulse numbers (…, 1, O, K) to state, variance and pulses so far, (…, O, K), all changed."""
-    factor, shift, more = (t.squeeze(-3) for t in device.affine(numbers, *constants))
-    number = numbers.squeeze(-3)
-    moved = torch.minimum(torch.maximum(factor * state + shift, lower), upper)
-    state.copy_(torch.where(number == 0, state, moved))
-    variance.copy_(factor * factor * variance + more)
-    touched.add_(number.abs())
+    """Apply the pulse numbers of a few samples (…, samples, O, K), one after the other.
 
-
-def mapped(device: PulsedDevice, numbers: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`PulsedDevice.affine` as a function."""
-    return device.affine(numbers, *constants)
-
-
-def saturating(pull: Tensor) -> Tensor:
-    """φ(Λ) = (1 − e^−Λ)/Λ, 1 at 0: what is left of a unit drift against a pull Λ; shape of pull, ≥ 0.
-
-    >>> saturating(torch.tensor([0.0, 1.0]))
-    tensor([1.0000, 0.6321])
+    Args:
+        device: kind of cell.
+        numbers: signed pulse numbers, without choppers.
+        factors: of samples and columns, (…, samples, 1, K): ±1 by the choppers, 0 where a sample plays no part.
+        state: g, changed; this and all others (…, O, K).
+        variance: of the state by the pulses' noise, changed.
+        touched: pulses so far, changed.
+        upper: b_max.
+        lower: b_min.
+        *constants: of the cells, see `PulsedDevice.constants`.
     """
-    series = 1 - pull * (1 / 2 - pull * (1 / 6 - pull / 24))
-    return torch.where(pull > 0.02, (1 - torch.exp(-pull)) / pull, series)
+    g, spread, pulses = state, variance, touched
+    for unsigned, sign in zip(numbers.unbind(-3), factors.unbind(-3), strict=True):
+        number = unsigned * sign
+        factor, shift, more = device.affine(number, *constants)
+        moved = torch.minimum(torch.maximum(factor * g + shift, lower), upper)
+        g = torch.where(number == 0, g, moved)
+        spread = factor * factor * spread + more
+        pulses = pulses + number.abs()
+    state.copy_(g)
+    variance.copy_(spread)
+    touched.copy_(pulses)
+
+
+def disturb_(state: Tensor, variance: Tensor, touched: Tensor, noise: Tensor, upper: Tensor, lower: Tensor) -> None:
+    """Add normal noise of that variance to the states of the cells that were touched, cut to their bounds."""
+    moved = torch.minimum(torch.maximum(state + noise * variance.sqrt(), lower), upper)
+    state.copy_(torch.where(touched > 0, moved, state))
 
 
 def _composed(factor: Tensor, shift: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,8 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                 held = weight.detach().float().reshape(shape) / layer.weight_range
                 state.update({"steps": 0, "trained": 0, "slots": torch.zeros((), device=weight.device)})
                 state.update(self.program(shape, held, start))
-                show(layer, CellArray.of(state["slow"]))
+                array = CellArray.of(state["slow"])
+                show(layer, array, array.show_(self.device, start))
             state["steps"] += 1
             generator = torch.Generator(weight.device).manual_seed(fold(seed, number, state["steps"]))
             lines = lines_of(layer, x, d)
@@ -220,12 +221,10 @@ def _programmed(device: PulsedDevice, shape: tuple[int, ...], weights: Tensor, g
     return array
 
 
-def show(layer: AnalogLayer, array: CellArray, first: int = 0, number: int | None = None) -> None:
-    """Let a layer compute with what the cells of its array show: all of them, or some neighbouring columns."""
+def show(layer: AnalogLayer, array: CellArray, weights: Tensor, first: int = 0) -> None:
+    """Let a layer compute with what the cells of its array show: (G, O, columns), from the first column on."""
     weight = layer.weight.detach().view(array.state.shape)
-    if number is not None:
-        array, weight = array.columns(first, number), weight.narrow(-1, first, number)
-    weight.copy_(array.weights().mul_(layer.weight_range))
+    weight.narrow(-1, first, weights.shape[-1]).copy_(weights.mul_(layer.weight_range))
 
 
 def _copied(saved: Any, device: torch.device) -> Any:  # noqa: ANN401

@@ -12,6 +12,7 @@ Arrays are (…, O, K): … arrays of O outputs and K inputs, whose columns belo
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,17 +33,14 @@ class Waiting:
     nothing. Σm² is kept as one number for each column and each output's share of it.
 
     Attributes:
-        total, net: Σ m, Σ ±m (…, O, K).
+        numbers: Σ m and Σ ±m, (2, …, O, K).
         power: Σ m² over outputs (…, 1, K).
-        samples: number of samples (1, K).
         shares: running mean of the outputs' shares of Σ m², (…, O, 1).
         slot: running mean of 1/BL, a scalar.
     """
 
-    total: Tensor
-    net: Tensor
+    numbers: Tensor
     power: Tensor
-    samples: Tensor
     shares: Tensor
     slot: Tensor
 
@@ -50,27 +48,27 @@ class Waiting:
     def new(cls, shape: tuple[int, ...], device: torch.device) -> "Waiting":
         """No pulses."""
         *arrays, outputs, columns = shape
-        sizes = (shape, shape, (*arrays, 1, columns), (1, columns), (*arrays, outputs, 1), ())
+        sizes = ((2, *shape), (*arrays, 1, columns), (*arrays, outputs, 1), ())
         return cls(*(torch.zeros(size, device=device) for size in sizes))
 
     def add_(self, lines: Lines, rates: PulseRates, recent: float) -> None:
         """Take up the pulses of a mini-batch; `recent` is its weight in the running means."""
-        self.total += lines.correlate(rates.x.abs(), rates.d.abs())
-        self.net -= lines.correlate(rates.x, rates.d)
+        self.numbers[0] += lines.correlate(rates.x.abs(), rates.d.abs())
+        self.numbers[1] -= lines.correlate(rates.x, rates.d)
         squares = rates.d.square()
         self.power += lines.correlate(rates.x.square(), lines.sum_outputs(squares))
         weight = recent if bool(self.slot) else 1.0
         self.shares.lerp_(lines.shares(squares), weight)
         self.slot.lerp_(rates.slot, weight)
-        self.samples += lines.samples
 
-    def take_(self, first: int, number: int) -> ExpectedPulses:
-        """The pulses of some columns, which wait no longer."""
-        own = (t.narrow(-1, first, number) for t in (self.total, self.net, self.power, self.samples))
-        total, net, power, samples = (t.clone() for t in own)
-        for tensor in (self.total, self.net, self.power, self.samples):
-            tensor.narrow(-1, first, number).zero_()
-        return ExpectedPulses(total, net, power * self.shares, self.slot, samples)
+    def take_(self, first: int, number: int, samples: float) -> ExpectedPulses:
+        """The pulses of some columns, which wait no longer; of so many samples."""
+        numbers, power = (t.narrow(-1, first, number) for t in (self.numbers, self.power))
+        total, net = numbers.clone()
+        taken = ExpectedPulses(total, net, power * self.shares, self.slot, samples)
+        numbers.zero_()
+        power.zero_()
+        return taken
 
 
 @dataclass
@@ -174,7 +172,7 @@ class TikiTaka(ABC):
         if pair.waiting is None:
             pair.waiting = Waiting.new(tuple(pair.slow.state.shape), pair.chop.device)
         pair.waiting.add_(lines, rates, min(1.0, images / (self.every * pair.columns)))
-        return self.transfer_(pair, self.due(pair, images), lr, device, read, generator)
+        return self.transfer_(pair, self.due(pair, images), lr, device, read, generator, lines.samples / images)
 
     def learn_in_order_(
         self,
@@ -211,43 +209,57 @@ class TikiTaka(ABC):
         where, before = pair.chop.device, pair.chop.clone()
         order = torch.arange(reads, device=where)
         columns = (pair.reads + order) % pair.columns
-        ends = (first_read + order * self.every) * (samples // images)  # samples before each column's read
-        late: list[Tensor] = []
+        per_image = samples // images
+        ends = torch.full((pair.columns,), samples, device=where)
+        ends[columns] = (first_read + order * self.every) * per_image
+        of_read_columns: list[Tensor] = []
 
-        def early(first: int, last: int) -> Tensor:
-            pulses = counts(first, last).mul_(before.unsqueeze(-3))
+        def noted(first: int, last: int) -> Tensor:
+            numbers = counts(first, last)
             if first_read < images:
-                of_read_columns = pulses.index_select(-1, columns)
-                is_late = (torch.arange(first, last, device=where).unsqueeze(-1) >= ends).unsqueeze(-2)
-                late.append(of_read_columns * is_late)
-                pulses.index_copy_(-1, columns, of_read_columns * ~is_late)
-            return pulses
+                of_read_columns.append(numbers.index_select(-1, columns))
+            return numbers
 
-        pair.fast.train_(early, samples, device, generator, fuse)
+        pair.fast.train_(noted, samples, device, generator, fuse, before, ends)
         events = self.transfer_(pair, reads, lr, device, read, generator)
-        if late:
-            rest = torch.cat(late, -3) * (before * pair.chop).index_select(-1, columns).unsqueeze(-3)
+        if of_read_columns:
+            rest = torch.cat(of_read_columns, -3)
+            rest *= (torch.arange(samples, device=where).unsqueeze(-1) >= ends[columns]).unsqueeze(-2)
             done = 0
             for event in events:
-                pulses = rest.narrow(-1, done, event.number)
-                part = pair.fast.columns(event.first, event.number)
-                part.train_(lambda first, last, p=pulses: p[..., first:last, :, :], samples, device, generator)  # type: ignore[misc]
+                part, signs = pair.fast.columns(event.first, event.number), event.of(pair.chop)
+                of_part = partial(_samples, rest.narrow(-1, done, event.number))
+                part.train_(of_part, samples, device, generator, fuse, signs)
+                pair.fast.put_(event.first, part)
                 done += event.number
         return events
 
     def transfer_(
-        self, pair: Pair, reads: int, lr: float, device: PulsedDevice, read: Reader, generator: torch.Generator
+        self,
+        pair: Pair,
+        reads: int,
+        lr: float,
+        device: PulsedDevice,
+        read: Reader,
+        generator: torch.Generator,
+        per_image: float = 1.0,
     ) -> list[Event]:
-        """Read so many columns of A, one after the other, and move C by what they show; the reads, in order."""
+        """Read so many columns of A, one after the other, and move C by what they show; the reads, in order.
+
+        Pulses that wait for their column are of so many samples per image.
+        """
         events = []
+        samples = per_image * min(pair.images, self.every * pair.columns)
         while reads:
             sweep, first = divmod(pair.reads, pair.columns)
             event = Event(first, min(reads, pair.columns - first), sweep)
             columns = pair.fast.columns(event.first, event.number)
             if pair.waiting is not None:
-                pulses = pair.waiting.take_(event.first, event.number)
+                pulses = pair.waiting.take_(event.first, event.number, samples)
                 columns.train_aggregated_(pulses, event.of(pair.chop), device, generator)
-            self.move_(pair, event, read(columns.weights()), lr, device, generator)
+            shown = columns.show_(device, generator)
+            pair.fast.put_(event.first, columns)
+            self.move_(pair, event, read(shown), lr, device, generator)
             pair.reads += event.number
             reads -= event.number
             events.append(event)
@@ -279,6 +291,7 @@ class TTv1(TikiTaka):
         numbers = counts.squeeze(-1).mT
         columns = pair.slow.columns(event.first, event.number)
         columns.train_(lambda first, last: numbers.unsqueeze(-3), 1, device, generator)
+        pair.slow.put_(event.first, columns)
 
 
 @dataclass(frozen=True)
@@ -310,10 +323,13 @@ class Integrating(TikiTaka, ABC):
         if not may_fire:
             return
         fires = buffer.abs() >= theta
+        if not fires.any():
+            return
         direction = buffer.sign() * fires
         buffer.copy_(torch.where(fires, self.kept * buffer, buffer))
         columns = pair.slow.columns(event.first, event.number)
         columns.pulse_(direction, device, generator)
+        pair.slow.put_(event.first, columns)
 
     @abstractmethod
     def signal_(self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
@@ -394,6 +410,10 @@ class AGAD(Integrating):
         if (event.sweep + 1) % period == 0:
             sign.neg_()
         return signal, event.sweep > period
+
+
+def _samples(numbers: Tensor, first: int, last: int) -> Tensor:
+    return numbers[..., first:last, :, :]
 
 
 def _period(probability: float) -> int:

@@ -81,7 +81,9 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             events = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
         state.update(images=pair.images, reads=pair.reads)
         for event in events:
-            show(layer, pair.slow, event.first, event.number)
+            columns = pair.slow.columns(event.first, event.number)
+            show(layer, pair.slow, columns.show_(self.device, generator), event.first)
+            pair.slow.put_(event.first, columns)
         return rates.slots
 
     def _pair(self, state: State) -> Pair:
