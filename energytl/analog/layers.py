@@ -109,7 +109,7 @@ class AnalogLayer(nn.Module, ABC):
             self.input_range = max(float(prepared.detach().abs().amax()), 1e-12)
         elif self.input_range is None:
             self.input_range = self.best_input_range(prepared)
-        samples = collected(self.weight) if torch.is_grad_enabled() else None
+        samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(x.device.type, enabled=False):
             y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
