@@ -303,14 +303,18 @@ class ExponentialStep(PulsedDevice):
 
     def slopes(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
         up, down = self._falls(g, cells)
-        per_state = 2 * self.scale / (cells.upper - cells.lower)
+        per_state = self._per_state(cells)
         return (
             -cells.up * self.up_rate * per_state * up * (up < 1),
             cells.down * self.down_rate * per_state * down * (down < 1),
         )
 
+    def _per_state(self, cells: Cells) -> Tensor:
+        """dz/dg; 0 for a stuck cell, whose bounds coincide."""
+        return (2 * self.scale / (cells.upper - cells.lower)).nan_to_num(0.0, 0.0, 0.0)
+
     def _falls(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
-        z = 2 * self.scale * g / (cells.upper - cells.lower) + self.shift
+        z = self._per_state(cells) * g + self.shift
         return self.up_amplitude * (self.up_rate * z).exp(), self.down_amplitude * (-self.down_rate * z).exp()
 
     def constants(self, cells: Cells) -> None:  # noqa: D102

@@ -100,6 +100,11 @@ class Pair:
         """Columns K."""
         return self.slow.state.shape[-1]
 
+    def next_event(self, reads: int) -> "Event":
+        """The next reads of neighbouring columns, at most so many."""
+        sweep, first = divmod(self.reads, self.columns)
+        return Event(first, min(reads, self.columns - first), sweep)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -118,6 +123,10 @@ class Event:
     def of(self, tensor: Tensor) -> Tensor:
         """These columns of a tensor (…, K), sharing its memory."""
         return tensor.narrow(-1, self.first, self.number)
+
+
+Shown = tuple[int, Tensor]
+"""First column, and what C's cells show from there on (…, O, columns), after pulses may have moved them."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +176,8 @@ class TikiTaka(ABC):
         device: PulsedDevice,
         read: Reader,
         generator: torch.Generator,
-    ) -> list[Event]:
-        """A mini-batch at once: its pulses wait for the next read of their column; the reads that fell due."""
+    ) -> list[Shown]:
+        """A mini-batch at once: its pulses wait for the next read of their column; what C shows where it moved."""
         if pair.waiting is None:
             pair.waiting = Waiting.new(tuple(pair.slow.state.shape), pair.chop.device)
         pair.waiting.add_(lines, rates, min(1.0, images / (self.every * pair.columns)))
@@ -185,8 +194,8 @@ class TikiTaka(ABC):
         read: Reader,
         generator: torch.Generator,
         fuse: bool = False,
-    ) -> list[Event]:
-        """A mini-batch, sample by sample, every read at its own time; these reads.
+    ) -> list[Shown]:
+        """A mini-batch, sample by sample, every read at its own time; what C shows where it moved.
 
         A read concerns one column: so first all columns get the pulses that come before their read, then all are
         read, then those columns get the pulses that come after.
@@ -221,18 +230,21 @@ class TikiTaka(ABC):
             return numbers
 
         pair.fast.train_(noted, samples, device, generator, fuse, before, ends)
-        events = self.transfer_(pair, reads, lr, device, read, generator)
+        start = pair.reads
+        moved = self.transfer_(pair, reads, lr, device, read, generator)
         if of_read_columns:
             rest = torch.cat(of_read_columns, -3)
             rest *= (torch.arange(samples, device=where).unsqueeze(-1) >= ends[columns]).unsqueeze(-2)
             done = 0
-            for event in events:
-                part, signs = pair.fast.columns(event.first, event.number), event.of(pair.chop)
-                of_part = partial(_samples, rest.narrow(-1, done, event.number))
+            while done < reads:
+                first = (start + done) % pair.columns
+                number = min(reads - done, pair.columns - first)
+                part, signs = pair.fast.columns(first, number), pair.chop.narrow(-1, first, number)
+                of_part = partial(_samples, rest.narrow(-1, done, number))
                 part.train_(of_part, samples, device, generator, fuse, signs)
-                pair.fast.put_(event.first, part)
-                done += event.number
-        return events
+                pair.fast.put_(first, part)
+                done += number
+        return moved
 
     def transfer_(
         self,
@@ -243,33 +255,33 @@ class TikiTaka(ABC):
         read: Reader,
         generator: torch.Generator,
         per_image: float = 1.0,
-    ) -> list[Event]:
-        """Read so many columns of A, one after the other, and move C by what they show; the reads, in order.
+    ) -> list[Shown]:
+        """Read so many columns of A, one after the other, and move C by what they show; what C shows where it moved.
 
         Pulses that wait for their column are of so many samples per image.
         """
-        events = []
+        moved: list[Shown] = []
         samples = per_image * min(pair.images, self.every * pair.columns)
         while reads:
-            sweep, first = divmod(pair.reads, pair.columns)
-            event = Event(first, min(reads, pair.columns - first), sweep)
+            event = pair.next_event(reads)
             columns = pair.fast.columns(event.first, event.number)
             if pair.waiting is not None:
                 pulses = pair.waiting.take_(event.first, event.number, samples)
                 columns.train_aggregated_(pulses, event.of(pair.chop), device, generator)
             shown = columns.show_(device, generator)
             pair.fast.put_(event.first, columns)
-            self.move_(pair, event, read(shown), lr, device, generator)
+            weights = self.move_(pair, event, read(shown), lr, device, generator)
+            if weights is not None:
+                moved.append((event.first, weights))
             pair.reads += event.number
             reads -= event.number
-            events.append(event)
-        return events
+        return moved
 
     @abstractmethod
     def move_(
         self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
-    ) -> None:
-        """What one event does with the values seen (…, O, m)."""
+    ) -> Tensor | None:
+        """What one event does with the values seen (…, O, m); what C's columns show then, None if nothing moved."""
 
 
 @dataclass(frozen=True)
@@ -285,13 +297,15 @@ class TTv1(TikiTaka):
 
     def move_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
-    ) -> None:
+    ) -> Tensor | None:
         one_hot = torch.ones((*seen.shape[:-2], seen.shape[-1], 1), device=seen.device)
         counts = coincidences(one_hot, -seen.mT, lr / device.dw_min, self.train, generator)
         numbers = counts.squeeze(-1).mT
         columns = pair.slow.columns(event.first, event.number)
         columns.train_(lambda first, last: numbers.unsqueeze(-3), 1, device, generator)
+        shown = columns.show_(device, generator)
         pair.slow.put_(event.first, columns)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -316,20 +330,22 @@ class Integrating(TikiTaka, ABC):
 
     def move_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
-    ) -> None:
+    ) -> Tensor | None:
         signal, may_fire = self.signal_(pair, event, seen, generator)
         theta = self.threshold * device.dw_min
         buffer = event.of(pair.buffer).add_(signal, alpha=lr)
         if not may_fire:
-            return
+            return None
         fires = buffer.abs() >= theta
         if not fires.any():
-            return
+            return None
         direction = buffer.sign() * fires
         buffer.copy_(torch.where(fires, self.kept * buffer, buffer))
         columns = pair.slow.columns(event.first, event.number)
         columns.pulse_(direction, device, generator)
+        shown = columns.show_(device, generator)
         pair.slow.put_(event.first, columns)
+        return shown
 
     @abstractmethod
     def signal_(self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:

@@ -16,7 +16,7 @@ from energytl.optim.array import CellArray
 from energytl.optim.column_read import ColumnRead
 from energytl.optim.pulsed_optimizer import PulsedOptimizer, State, show
 from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, pulse_rates
-from energytl.optim.tiki_taka import Event, Pair, TikiTaka, Waiting
+from energytl.optim.tiki_taka import Pair, Shown, TikiTaka, Waiting
 
 
 class TikiTakaOptimizer(PulsedOptimizer, ABC):
@@ -76,14 +76,12 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             return self.column_read(weights, fluctuation, layer.rho.detach(), generator)
 
         if self.exact:
-            events = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
+            moved = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
         else:
-            events = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
+            moved = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
         state.update(images=pair.images, reads=pair.reads)
-        for event in events:
-            columns = pair.slow.columns(event.first, event.number)
-            show(layer, pair.slow, columns.show_(self.device, generator), event.first)
-            pair.slow.put_(event.first, columns)
+        for first, weights in moved:
+            show(layer, pair.slow, weights, first)
         return rates.slots
 
     def _pair(self, state: State) -> Pair:
@@ -106,19 +104,19 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         lr: float,
         read: tiki_taka.Reader,
         generator: torch.Generator,
-    ) -> list[Event]:
+    ) -> list[Shown]:
         x, d = lines.matrices()
         per_image = x.shape[-2] // images
         together = pair.columns * self.algorithm.every
-        events = []
+        moved = []
         for first in range(0, images, together):
             now = min(together, images - first)
             part = slice(first * per_image, (first + now) * per_image)
             counts = counts_in_order(x[..., part, :], d[..., part, :], rate, self.train, generator)
-            events += self.algorithm.learn_in_order_(
+            moved += self.algorithm.learn_in_order_(
                 pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse
             )
-        return events
+        return moved
 
     def _rate(self, state: State, lines: Lines) -> Tensor | float:
         """Pulses of A for each unit of x·d: λ_A/Δw_min."""
