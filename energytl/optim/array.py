@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ class CellArray:
         """An array of drawn cells that hold the weight 0, as far as their bounds allow."""
         cells = device.draw(shape, generator)
         where = generator.device
-        offset = torch.zeros(shape if device.write_noise else (), device=where)
+        # a checkpoint's size is mostly cells': random offsets, drawn once, need no more digits than bfloat16 has
+        cells = replace(cells, reference=cells.reference.bfloat16())
+        offset = torch.zeros(shape if device.write_noise else (), dtype=torch.bfloat16, device=where)
         array = cls(cells, torch.zeros(shape, device=where), offset, torch.zeros((), device=where))
         array.write_(torch.zeros(shape, device=where), device, generator)
         return array
@@ -88,6 +90,17 @@ class CellArray:
             if own.dim():
                 own.narrow(-1, first, new.shape[-1]).copy_(new)
 
+    def chosen(self, index: Tensor) -> "CellArray":
+        """Any columns, as an array of their own, whose pulses count here; `put_chosen_` takes them back."""
+        tensors = {name: t.index_select(-1, index) if t.dim() else t for name, t in self.tensors().items()}
+        return CellArray.of(tensors)
+
+    def put_chosen_(self, index: Tensor, columns: "CellArray") -> None:
+        """Take up the states of such columns."""
+        for own, new in ((self.state, columns.state), (self.offset, columns.offset)):
+            if own.dim() and own is not new:
+                own.index_copy_(-1, index, new)
+
     def pulse_(self, direction: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
         """One pulse for each cell where direction is +1 or −1, none where it is 0."""
         self.state.copy_(pulse(device, self.state, direction, self.cells, generator))
@@ -126,6 +139,7 @@ class CellArray:
         if ends is None:
             ends = torch.full((state.shape[-1],), samples, device=state.device)
         large = self.state.numel() >= LARGE
+        worth = fuse and self.state.numel() * samples >= LARGE
         fuse = fuse and large
         constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
         one_by_one = fused(in_order_) if fuse else in_order_
@@ -147,7 +161,8 @@ class CellArray:
                 one_by_one(device, numbers, factors, state, variance, touched, *bounds, *constants)
             else:
                 numbers = numbers * factors
-                maps = device.affine(numbers, *(t.unsqueeze(-3) for t in constants))
+                by_sample = (t.unsqueeze(-3) for t in constants)
+                maps = (fused(affine) if worth else affine)(device, numbers, *by_sample)
                 factor, shift, more = _composed(*maps)
                 variance = more.addcmul_(factor.square(), variance)
                 pulsed = numbers.abs().sum(-3)
@@ -302,6 +317,11 @@ def in_order_(
     state.copy_(g)
     variance.copy_(spread)
     touched.copy_(pulses)
+
+
+def affine(device: PulsedDevice, numbers: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`PulsedDevice.affine` as a function of tensors."""
+    return device.affine(numbers, *constants)
 
 
 def disturb_(state: Tensor, variance: Tensor, touched: Tensor, noise: Tensor, upper: Tensor, lower: Tensor) -> None:

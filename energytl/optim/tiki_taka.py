@@ -194,6 +194,7 @@ class TikiTaka(ABC):
         read: Reader,
         generator: torch.Generator,
         fuse: bool = False,
+        active: Tensor | None = None,
     ) -> list[Shown]:
         """A mini-batch, sample by sample, every read at its own time; what C shows where it moved.
 
@@ -210,6 +211,7 @@ class TikiTaka(ABC):
             read: reads columns.
             generator: of all noise.
             fuse: compute in fused kernels.
+            active: numbers of the columns that `counts` is of, rising; the others get no pulses; None: all.
         """
         first_read = self.every - pair.images % self.every
         reads = self.due(pair, images)
@@ -217,33 +219,31 @@ class TikiTaka(ABC):
             raise ValueError(f"{reads} reads of {pair.columns} columns in one call; allowed: each column once")
         where, before = pair.chop.device, pair.chop.clone()
         order = torch.arange(reads, device=where)
-        columns = (pair.reads + order) % pair.columns
-        per_image = samples // images
+        read_columns = (pair.reads + order) % pair.columns
         ends = torch.full((pair.columns,), samples, device=where)
-        ends[columns] = (first_read + order * self.every) * per_image
+        ends[read_columns] = (first_read + order * self.every) * (samples // images)
+        if active is None:
+            active = torch.arange(pair.columns, device=where)
+        pulsed = read_columns[torch.isin(read_columns, active)]
+        places = torch.searchsorted(active, pulsed)
         of_read_columns: list[Tensor] = []
 
         def noted(first: int, last: int) -> Tensor:
             numbers = counts(first, last)
-            if first_read < images:
-                of_read_columns.append(numbers.index_select(-1, columns))
+            if len(pulsed) and first_read < images:
+                of_read_columns.append(numbers.index_select(-1, places))
             return numbers
 
-        pair.fast.train_(noted, samples, device, generator, fuse, before, ends)
-        start = pair.reads
+        part = pair.fast if len(active) == pair.columns else pair.fast.chosen(active)
+        part.train_(noted, samples, device, generator, fuse, before.index_select(-1, active), ends[active])
+        pair.fast.put_chosen_(active, part)
         moved = self.transfer_(pair, reads, lr, device, read, generator)
         if of_read_columns:
             rest = torch.cat(of_read_columns, -3)
-            rest *= (torch.arange(samples, device=where).unsqueeze(-1) >= ends[columns]).unsqueeze(-2)
-            done = 0
-            while done < reads:
-                first = (start + done) % pair.columns
-                number = min(reads - done, pair.columns - first)
-                part, signs = pair.fast.columns(first, number), pair.chop.narrow(-1, first, number)
-                of_part = partial(_samples, rest.narrow(-1, done, number))
-                part.train_(of_part, samples, device, generator, fuse, signs)
-                pair.fast.put_(first, part)
-                done += number
+            rest *= (torch.arange(samples, device=where).unsqueeze(-1) >= ends[pulsed]).unsqueeze(-2)
+            part, signs = pair.fast.chosen(pulsed), pair.chop.index_select(-1, pulsed)
+            part.train_(partial(_samples, rest), samples, device, generator, fuse, signs)
+            pair.fast.put_chosen_(pulsed, part)
         return moved
 
     def transfer_(

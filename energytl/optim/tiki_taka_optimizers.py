@@ -18,6 +18,9 @@ from energytl.optim.pulsed_optimizer import PulsedOptimizer, State, show
 from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, pulse_rates
 from energytl.optim.tiki_taka import Pair, Shown, TikiTaka, Waiting
 
+MOSTLY = 0.9
+"""Share of inputs that are not always zero from which on all columns are worked on, rather than those alone."""
+
 
 class TikiTakaOptimizer(PulsedOptimizer, ABC):
     """What TTv1, TTv2, CTTv2 and AGAD share: a fast array A beside the weights' array C.
@@ -106,7 +109,11 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         generator: torch.Generator,
     ) -> list[Shown]:
         x, d = lines.matrices()
-        per_image = x.shape[-2] // images
+        per_image, active = x.shape[-2] // images, None
+        fires = (x != 0).any(-2).flatten(0, -2).any(0)
+        if x.shape[-1] * MOSTLY > fires.sum():  # images have margins
+            active = fires.nonzero().squeeze(-1)
+            x = x.index_select(-1, active)
         together = pair.columns * self.algorithm.every
         moved = []
         for first in range(0, images, together):
@@ -114,7 +121,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             part = slice(first * per_image, (first + now) * per_image)
             counts = counts_in_order(x[..., part, :], d[..., part, :], rate, self.train, generator)
             moved += self.algorithm.learn_in_order_(
-                pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse
+                pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse, active
             )
         return moved
 
