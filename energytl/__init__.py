@@ -4,8 +4,10 @@ recipe → data → digital network → convert → train → evaluate → cost 
 
     analog = energytl.convert(net, energytl.Hardware(rho=5.0))
     cost = energytl.estimate(analog, images)
+    optimizer = energytl.optim.CTTv2(analog.parameters(), lr=0.1, device=energytl.devices.presets.reram_om())
 """
 
+from energytl import optim
 from energytl.analog.convert import analog_layers, calibrate, configure, convert, left_digital, to_digital
 from energytl.analog.hardware import Hardware
 from energytl.analog.mapping import BitCells, DifferentialPair, OneCell, WeightFormat
@@ -22,6 +24,7 @@ from energytl.analog.read import (
 )
 from energytl.cost.estimate import Cost, LayerCost, estimate
 from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
+from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.programming import GaussianWrite, Milo2021, Wan2022
@@ -58,6 +61,7 @@ __all__ = [
     "convert",
     "estimate",
     "left_digital",
+    "optim",
     "program_",
     "to_digital",
 ]

@@ -17,6 +17,13 @@ COMPONENTS = {
     "energy_shift_add_j": "shift-and-add",
 }
 
+TRAINING_COMPONENTS = {
+    "training_energy_pulses_j": "pulses",
+    "training_energy_forward_j": "forward reads",
+    "training_energy_backward_j": "backward reads",
+    "training_energy_column_reads_j": "column reads",
+}
+
 CURVES = {
     "val/accuracy": "accuracy on test images",
     "train/task_loss": "task loss in training",
@@ -33,6 +40,7 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
         "paper_energy_by_layer": paper_energy_by_layer,
         "rho_by_layer": rho_by_layer,
         "training": training,
+        "training_on_chip": training_on_chip,
     }
     made = {name: make(results) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
@@ -146,6 +154,34 @@ def training(results: dict[str, Result]) -> Figure | None:
         axes.legend(fontsize="small")
         if key in ("train/energy", "rho"):
             axes.set_yscale("log")
+    return figure
+
+
+def training_on_chip(results: dict[str, Result]) -> Figure | None:
+    """Accuracy by epoch of all cases, and the joules that training on the chip took, by component."""
+    on_chip = {case: result for case, result in results.items() if result.get("training_energy_j") is not None}
+    if not on_chip:
+        return None
+    figure, (left, right) = _panels(2, height=4.4)
+    colours = _colours(results)
+    for case, result in results.items():
+        points = [(row["epoch"], 100 * row["val/accuracy"]) for row in result["history"] if "val/accuracy" in row]
+        if points:
+            dashed = "-" if case in on_chip else "--"
+            left.plot(*zip(*points, strict=True), marker=".", linestyle=dashed, label=case, color=colours[case])
+    left.set(xlabel="epoch", ylabel="accuracy on test images (%)")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    bottom = [0.0] * len(on_chip)
+    for key, label in TRAINING_COMPONENTS.items():
+        heights = [result[key] for result in on_chip.values()]
+        right.bar(list(on_chip), heights, bottom=bottom, label=label)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    right.yaxis.set_major_formatter(EngFormatter("J"))
+    right.set_ylabel("energy of the whole training")
+    right.tick_params("x", rotation=30)
+    right.legend(fontsize="small")
     return figure
 
 

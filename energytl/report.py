@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from energytl.cost.training import TRAINING_NOT_MODELLED
 from energytl.plots import figures
 from energytl.results import Result, latest_results, summarise, write_json
 
@@ -17,6 +18,7 @@ CAPTIONS = {
     "paper_energy_by_layer": "Energy of the cells alone, in the paper's units, by layer.",
     "rho_by_layer": "Energy coefficient ρ of each layer after training and scaling.",
     "training": "Training of the analog network, by epoch.",
+    "training_on_chip": "Training on the chip: accuracy by epoch (dashed: digital training), and its energy.",
 }
 
 COLUMNS = (
@@ -32,6 +34,8 @@ COLUMNS = (
     "cells",
     "reads",
 )
+
+TRAINING_COLUMNS = ("case", "images", "pulses", "column reads", "pulses' energy", "reads' energy", "total", "time")
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
@@ -67,7 +71,9 @@ def report(recipe_folder: Path, cases: list[str] | None = None) -> str:
 def table(results: dict[str, Result]) -> str:
     """The summary of all cases as aligned text."""
     rows = [COLUMNS, *(_row(case, result) for case, result in results.items())]
-    return "\n".join([aligned(rows), *_notes(results)])
+    training: list[tuple[str, ...]] = [TRAINING_COLUMNS, *_training_rows(results)]
+    second = ["", "training on the chip", aligned(training), ""] if len(training) > 1 else []
+    return "\n".join([aligned(rows), *second, *_notes(results)])
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:
@@ -116,6 +122,27 @@ def _row(case: str, result: Result) -> tuple[str, ...]:
     )
 
 
+def _training_rows(results: dict[str, Result]) -> list[tuple[str, ...]]:
+    """What training on the chip cost, of the cases that trained so."""
+    rows: list[tuple[str, ...]] = []
+    for case, result in results.items():
+        if "training_pulses" in result:
+            reads = [result[f"training_energy_{part}_j"] for part in ("forward", "backward", "column_reads")]
+            rows.append(
+                (
+                    case,
+                    f"{result['training_images']:,}",
+                    f"{result['training_pulses']:.3g}",
+                    f"{result['training_column_reads']:,}",
+                    quantity(result["training_energy_pulses_j"], "J"),
+                    quantity(None if None in reads else sum(reads), "J"),
+                    quantity(result["training_energy_j"], "J"),
+                    quantity(result["training_latency_s"], "s"),
+                )
+            )
+    return rows
+
+
 def _notes(results: dict[str, Result]) -> list[str]:
     """What a reader must know about the numbers."""
     notes = [
@@ -133,6 +160,8 @@ def _notes(results: dict[str, Result]) -> list[str]:
         notes.append("with every cell's state held for the life of a chip: " + "; ".join(chips))
     least = next(iter(results.values()))
     notes.append("not modelled: " + "; ".join(least["not_modelled"]))
+    if _training_rows(results):
+        notes.append("not modelled in training on the chip: " + "; ".join(TRAINING_NOT_MODELLED))
     return notes
 
 
@@ -147,6 +176,13 @@ def _page(name: str, results: dict[str, Result], pictures: dict[str, bytes]) -> 
         f"<figcaption>{html.escape(CAPTIONS[picture])}</figcaption></figure>"
         for picture, png in pictures.items()
     )
+    training = _training_rows(results)
+    if training:
+        body = "\n".join(cells(row, "td") for row in training)
+        shown = (
+            f"<h2>Training on the chip</h2><table><thead>{cells(TRAINING_COLUMNS, 'th')}</thead><tbody>\n{body}\n"
+            f"</tbody></table>\n{shown}"
+        )
     notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in _notes(results))
     made = "\n".join(
         f"<li>{html.escape(case)}: seed {result['seed']}, {result['seconds']} s, finished {result['finished']}, "

@@ -23,8 +23,12 @@ SUMMARY_KEYS = (
     "latency_s",
     "cells",
     "reads",
+    "training_energy_j",
+    "training_latency_s",
+    "training_pulses",
 )
-"""Keys of a case in summary.json. Accuracies are fractions, energies are per image, null is "not modelled"."""
+"""Keys of a case in summary.json. Accuracies are fractions, energies are per image, but for those of a training on the
+chip; null is "not modelled", or that there was none."""
 
 Result = dict[str, Any]
 
@@ -108,4 +112,4 @@ def latest_results(recipe_folder: Path) -> dict[str, Result]:
 
 def summarise(results: dict[str, Result]) -> dict[str, dict[str, float | int | None]]:
     """What summary.json holds."""
-    return {case: {key: result[key] for key in SUMMARY_KEYS} for case, result in results.items()}
+    return {case: {key: result.get(key) for key in SUMMARY_KEYS} for case, result in results.items()}

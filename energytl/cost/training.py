@@ -6,6 +6,14 @@ from dataclasses import asdict, dataclass, fields
 
 from energytl.cost.periphery import Periphery
 
+TRAINING_NOT_MODELLED = (
+    "the digital unit: integrator, loss, normalisation",
+    "lines that fire without a coincidence",
+    "the cells' own share in a column read",
+    "digital layers' training",
+)
+"""What no number of training contains."""
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -35,9 +43,8 @@ class Activity:
 class TrainingCost:
     """Cost of a whole training; None stands for "not modelled".
 
-    Not modelled: the digital unit (integrator, loss, normalisation), lines that fire without a coincidence, the cells'
-    own share in a column read. Assumption: the transposed read of a backward pass costs what the forward read does; the
-    first layer has none.
+    Assumption: the transposed read of a backward pass costs what the forward read does; the first layer has none. What
+    is left out stands in TRAINING_NOT_MODELLED.
 
     Attributes:
         images: images trained on.

@@ -139,7 +139,7 @@ class CellArray:
         if ends is None:
             ends = torch.full((state.shape[-1],), samples, device=state.device)
         large = self.state.numel() >= LARGE
-        worth = fuse and self.state.numel() * samples >= LARGE
+        worth = fuse and self.state.numel() * samples >= 2**6 * LARGE
         fuse = fuse and large
         constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
         one_by_one = fused(in_order_) if fuse else in_order_

@@ -86,13 +86,13 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
             closure: called once, before; computes the loss and its gradients.
 
         Raises:
-            ValueError: for inputs or errors that are not finite.
-            RuntimeError: with several processes, whose arrays would drift apart.
+            ValueError: for inputs or errors that are not finite, and with several processes, whose arrays would
+                drift apart.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = torch.distributed.get_world_size()
             if processes > 1:
-                raise RuntimeError(f"on-chip training runs in one process, not {processes}: set trainer.devices to 1")
+                raise ValueError(f"on-chip training runs in one process, not {processes}: set trainer.devices to 1")
         loss = None
         if closure is not None:
             with torch.enable_grad():
