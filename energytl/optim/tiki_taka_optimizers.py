@@ -44,7 +44,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         lr: float,
         device: PulsedDevice,
         algorithm: TikiTaka,
-        fast_rate: float = 0.5,
+        fast_rate: float = 0.1,
         auto_scale: bool = True,
         column_read: ColumnRead = ColumnRead(),
         exact: bool = False,

@@ -25,8 +25,10 @@ from energytl.optim import CTTv2, PulsedSGD
 ROUNDS = 60
 HARDWARE = Hardware(weights=WeightFormat(None), inputs=InputFormat(8), computation=Noiseless())
 OPTIMIZERS = {
-    "c-TTv2 preset": lambda p: CTTv2(p, lr=0.1, device=presets.reram_soft_bounds(), seed=1),
-    "c-TTv2 preset, exact": lambda p: CTTv2(p, lr=0.1, device=presets.reram_soft_bounds(), exact=True, seed=1),
+    "c-TTv2 preset": lambda p: CTTv2(p, lr=0.1, device=presets.reram_soft_bounds(), fast_rate=0.5, seed=1),
+    "c-TTv2 preset, exact": lambda p: CTTv2(
+        p, lr=0.1, device=presets.reram_soft_bounds(), fast_rate=0.5, exact=True, seed=1
+    ),
     "c-TTv2 few pulses": lambda p: CTTv2(
         p, lr=0.1, device=presets.ideal(), fast_rate=0.01, auto_scale=False, every=10, seed=1
     ),
