@@ -234,9 +234,10 @@ class TikiTaka(ABC):
                 of_read_columns.append(numbers.index_select(-1, places))
             return numbers
 
-        part = pair.fast if len(active) == pair.columns else pair.fast.chosen(active)
-        part.train_(noted, samples, device, generator, fuse, before.index_select(-1, active), ends[active])
-        pair.fast.put_chosen_(active, part)
+        if len(active):
+            part = pair.fast if len(active) == pair.columns else pair.fast.chosen(active)
+            part.train_(noted, samples, device, generator, fuse, before.index_select(-1, active), ends[active])
+            pair.fast.put_chosen_(active, part)
         moved = self.transfer_(pair, reads, lr, device, read, generator)
         if of_read_columns:
             rest = torch.cat(of_read_columns, -3)
