@@ -23,12 +23,11 @@ SUMMARY_KEYS = (
     "latency_s",
     "cells",
     "reads",
-    "training_energy_j",
-    "training_latency_s",
-    "training_pulses",
 )
-"""Keys of a case in summary.json. Accuracies are fractions, energies are per image, but for those of a training on the
-chip; null is "not modelled", or that there was none."""
+"""Keys of a case in summary.json. Accuracies are fractions, energies are per image, null is "not modelled"."""
+
+TRAINING_KEYS = ("training_energy_j", "training_latency_s", "training_pulses")
+"""The same of cases that trained on the chip: of the whole training."""
 
 Result = dict[str, Any]
 
@@ -112,4 +111,5 @@ def latest_results(recipe_folder: Path) -> dict[str, Result]:
 
 def summarise(results: dict[str, Result]) -> dict[str, dict[str, float | int | None]]:
     """What summary.json holds."""
-    return {case: {key: result.get(key) for key in SUMMARY_KEYS} for case, result in results.items()}
+    keys = SUMMARY_KEYS + TRAINING_KEYS
+    return {case: {key: result[key] for key in keys if key in result} for case, result in results.items()}

@@ -11,6 +11,7 @@ from energytl.recipe import read
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SHORT = {
     "quickstart": ["--pretrain.epochs=1", "--train.epochs=1", "--evaluation.reads=2", "--evaluation.images=100"],
+    "onchip_mnist": ["--train.epochs=1", "--trainer.limit_train_batches=2", "--evaluation.images=100"],
     "cifar10_resnet20": [
         "--train.epochs=1",
         "--trainer.limit_train_batches=2",

@@ -143,7 +143,7 @@ class CellArray:
         fuse = fuse and large
         constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
         one_by_one = fused(in_order_) if fuse else in_order_
-        together = UNROLLED if large or constants is None else max(1, STATES_AT_ONCE // max(1, self.state.numel()))
+        together = UNROLLED if large or constants is None else max(1, STATES_AT_ONCE // self.state.numel())
         for first in range(0, samples, together):
             numbers = counts(first, min(first + together, samples))
             order = torch.arange(first, first + numbers.shape[-3], device=state.device)

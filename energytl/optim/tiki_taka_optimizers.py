@@ -146,6 +146,7 @@ class TTv1(TikiTakaOptimizer):
 
     Args:
         every: images between two reads of a column.
+        train: pulse trains, of A's updates and of C's.
         others: see TikiTakaOptimizer.
     """
 
@@ -156,9 +157,10 @@ class TTv1(TikiTakaOptimizer):
         device: PulsedDevice,
         *,
         every: int = 1,
+        train: PulseTrain = PulseTrain(),
         **others: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(params, lr, device, tiki_taka.TTv1(every, others.get("train", PulseTrain())), **others)
+        super().__init__(params, lr, device, tiki_taka.TTv1(every, train), train=train, **others)
 
 
 class TTv2(TikiTakaOptimizer):
