@@ -35,12 +35,12 @@ CURVES = {
 def figures(results: dict[str, Result]) -> dict[str, Figure]:
     """The figures of a recipe, by name; those without numbers to show are left out."""
     makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
+        "training_on_chip": training_on_chip,
         "accuracy_energy": accuracy_energy,
         "energy_by_layer": energy_by_layer,
         "paper_energy_by_layer": paper_energy_by_layer,
         "rho_by_layer": rho_by_layer,
         "training": training,
-        "training_on_chip": training_on_chip,
     }
     made = {name: make(results) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
@@ -69,6 +69,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
     energies = {
         key: label for key, label in energies.items() if all(result[key] is not None for result in shown.values())
     }
+    digital = {100 * r["accuracy_digital"] for r in shown.values() if r["accuracy_digital"] is not None}
     figure, row = _panels(len(energies), height=4.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, energies.items(), strict=True):
@@ -83,7 +84,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
                 "label": case,
             }
             axes.errorbar(result[key], median, spread, **style)
-        for value in {100 * result["accuracy_digital"] for result in shown.values()}:
+        for value in digital:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
         if key.endswith("_j"):
@@ -92,7 +93,8 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.2)
         axes.grid(alpha=0.3)
-    row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
+    if digital:
+        row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(shown) + 1))
     return figure
 
