@@ -90,6 +90,9 @@ class PulsedDevice(ABC):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"device.{name} is {getattr(self, name)}; allowed: 0 or more")
 
+    inside = False
+    """Whether mean steps never lead beyond the bounds, so that bounds need not cut between bursts."""
+
     @abstractmethod
     def steps(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Mean steps a↑(g), a↓(g) of one pulse; shape of g."""
@@ -237,6 +240,8 @@ class ConstantStep(PulsedDevice):
 @dataclass(frozen=True)
 class SoftBounds(PulsedDevice):
     """Steps shrink linearly towards the bounds (Fusi & Abbott 2007); w = g."""
+
+    inside = True
 
     def steps(self, g: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:  # noqa: D102
         return soft_bounds_steps(g, cells)

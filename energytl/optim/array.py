@@ -143,7 +143,8 @@ class CellArray:
         fuse = fuse and large
         constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
         one_by_one = fused(in_order_) if fuse else in_order_
-        together = UNROLLED if large or constants is None else max(1, STATES_AT_ONCE // self.state.numel())
+        in_turn = large or not device.inside
+        together = UNROLLED if in_turn or constants is None else max(1, STATES_AT_ONCE // self.state.numel())
         for first in range(0, samples, together):
             numbers = counts(first, min(first + together, samples))
             order = torch.arange(first, first + numbers.shape[-3], device=state.device)
@@ -154,7 +155,7 @@ class CellArray:
                     state = bounded(moved, state, number != 0, self.cells)
                     variance += more
                     touched += number.abs()
-            elif large:
+            elif in_turn:
                 missing = together - numbers.shape[-3]
                 if fuse and missing:  # so that one kernel serves all
                     numbers, factors = (F.pad(t, (0, 0, 0, 0, 0, missing)) for t in (numbers, factors))
@@ -256,6 +257,7 @@ def diffused_(
         upper: b_max.
         lower: b_min.
     """
+    up, down = torch.minimum(up, upper), torch.minimum(down, -lower)  # a larger step ends at the bound
     cells = Cells(up, down, upper, lower, up)  # the reference plays no part
     rising = torch.addcmul(total, net, signs) * 0.5
     falling = total - rising

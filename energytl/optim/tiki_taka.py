@@ -9,6 +9,7 @@ Rasch 2024), or with that offset measured and subtracted (AGAD, Rasch 2024).
 Arrays are (…, O, K): … arrays of O outputs and K inputs, whose columns belong to the inputs.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -434,7 +435,7 @@ def _samples(numbers: Tensor, first: int, last: int) -> Tensor:
 
 
 def _period(probability: float) -> int:
-    return max(round(1 / probability), 2) if probability else 2**62
+    return max(math.ceil(1 / probability), 2) if probability else 2**62
 
 
 def _require_probability(probability: float) -> None:
