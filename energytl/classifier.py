@@ -87,7 +87,7 @@ class Classifier(LightningModule):
         if rho and self.objective.trains_rho:
             groups.append({"params": rho, "lr": self.objective.rho_lr, "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
-        if isinstance(optimizer, torch.optim.LBFGS):
+        if self.layers and isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "optimizer LBFGS calls its closure several times a step, but every call reads other noise, and pulses "
                 "cannot be taken back: use one that takes one gradient a step, as torch.optim.Adam"

@@ -161,10 +161,15 @@ def training(results: dict[str, Result]) -> Figure | None:
 
 def training_on_chip(results: dict[str, Result]) -> Figure | None:
     """Accuracy by epoch of all cases, and the joules that training on the chip took, by component."""
-    on_chip = {case: result for case, result in results.items() if result.get("training_energy_j") is not None}
+    on_chip = {case: result for case, result in results.items() if "training_pulses" in result}
     if not on_chip:
         return None
     figure, (left, right) = _panels(2, height=4.4)
+    parts = {
+        key: label
+        for key, label in TRAINING_COMPONENTS.items()
+        if all(result[key] is not None for result in on_chip.values())
+    }
     colours = _colours(results)
     for case, result in results.items():
         points = [(row["epoch"], 100 * row["val/accuracy"]) for row in result["history"] if "val/accuracy" in row]
@@ -176,7 +181,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     bottom = [0.0] * len(on_chip)
-    for key, label in TRAINING_COMPONENTS.items():
+    for key, label in parts.items():
         heights = [result[key] for result in on_chip.values()]
         right.bar(list(on_chip), heights, bottom=bottom, label=label)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]

@@ -157,7 +157,10 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         )
     try:
         analog = convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
-    except ValueError as error:
+        if recipe.train is not None:  # settings of the optimizer are checked where it is made
+            train, classes = recipe.train, recipe.data.classes
+            Classifier(analog, classes, train.optimizer, train.scheduler, recipe.objective).configure_optimizers()
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
     unread = [layer.name for layer in layers if layer.positions == 0]

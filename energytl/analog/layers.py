@@ -21,9 +21,10 @@ _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 """Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
 
 
-def layer_of(parameter: nn.Parameter) -> "AnalogLayer | None":
-    """An analog layer whose weight this parameter is, or None."""
-    return next((layer for layer in list(_LAYERS) if layer.weight is parameter), None)
+def layers_of(parameter: nn.Parameter) -> "list[AnalogLayer]":
+    """The analog layers whose weight this parameter is, those whose weights are not rounded first."""
+    found = [layer for layer in list(_LAYERS) if layer.weight is parameter]
+    return sorted(found, key=lambda layer: layer.hardware.weights.bits is not None)
 
 
 class AnalogLayer(nn.Module, ABC):

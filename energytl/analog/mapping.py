@@ -14,6 +14,9 @@ from energytl.analog.quantize import best_range, fake_quantize
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
 
+SMALLEST_RANGE = 1e-12
+"""Range of weights that are all 0."""
+
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -59,7 +62,7 @@ class WeightFormat:
         """The range for these weights: that which rounds them best, or range_rms root mean squares."""
         if self.bits is not None:
             return best_range(weight, self.levels)
-        return max(self.range_rms * float(weight.detach().square().mean().sqrt()), 1e-12)
+        return max(self.range_rms * float(weight.detach().square().mean().sqrt()), SMALLEST_RANGE)
 
     def rounded(self, weight: Tensor, full_range: float) -> Tensor:
         """What a cell of that range holds of these weights; shape of weight, straight-through gradient."""

@@ -46,24 +46,49 @@ def collected(weight: nn.Parameter) -> Samples | None:
 
 
 def hand_over(y: Tensor, weight: nn.Parameter, x: Tensor, samples: Samples, layer: "AnalogLayer") -> Tensor:
-    """The outputs y, unchanged; their backward pass notes x and the gradient of y."""
-    outputs: Tensor = _HandOver.apply(y, weight, x, samples, layer)
+    """The outputs y, unchanged; a backward pass that would reach the weight notes x and the gradient of y."""
+    errors: list[Tensor] = []
+    wanted = _Weight.apply(weight, x.detach(), errors, samples, layer)
+    outputs: Tensor = _Outputs.apply(y, wanted, errors)
     return outputs
 
 
-class _HandOver(Function):
-    """Identity on y; the weight is an argument so that a backward pass comes by even where x wants no gradient."""
+class _Weight(Function):
+    """Stands for the weight: its backward pass comes by only where the weight's gradient is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, x: Tensor, samples: Samples, layer: "AnalogLayer") -> Tensor:  # noqa: ANN401
-        """Pass y on."""
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        weight: Tensor,
+        x: Tensor,
+        errors: list[Tensor],
+        samples: Samples,
+        layer: "AnalogLayer",
+    ) -> Tensor:
+        """A scalar that depends on the weight."""
         ctx.save_for_backward(x)
-        ctx.samples, ctx.layer = samples, layer
+        ctx.errors, ctx.samples, ctx.layer = errors, samples, layer
+        return weight.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:  # noqa: ANN401
+        """Note the sample; no gradient for the weight."""
+        (x,) = ctx.saved_tensors
+        ctx.samples.batches.append((ctx.layer, x, ctx.errors.pop()))
+        return None, None, None, None, None
+
+
+class _Outputs(Function):
+    """Identity on the outputs, whose gradient it keeps for `_Weight`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, wanted: Tensor, errors: list[Tensor]) -> Tensor:  # noqa: ANN401
+        """Pass y on."""
+        ctx.errors = errors
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
-        """Note the sample; no gradient for the weight."""
-        (x,) = ctx.saved_tensors
-        ctx.samples.batches.append((ctx.layer, x.detach(), grad.detach()))
-        return grad, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+        """Keep the errors."""
+        ctx.errors[:] = [grad.detach()]
+        return grad, grad.new_zeros(()), None

@@ -111,7 +111,8 @@ class Cost:
         """The same with the cost of training on the chip, from what an on-chip optimizer's `activities()` says."""
         energies = [layer.energy_total_j for layer in self.layers]
         latencies = [layer.latency_s for layer in self.layers]
-        return replace(self, training=training_cost(activities, energies, latencies, periphery))
+        positions = [layer.positions for layer in self.layers]
+        return replace(self, training=training_cost(activities, positions, energies, latencies, periphery))
 
     def numbers(self) -> dict[str, float | int | None]:
         """The whole network's plain numbers, by the keys of summary.json."""

@@ -11,6 +11,7 @@ TRAINING_NOT_MODELLED = (
     "lines that fire without a coincidence",
     "the cells' own share in a column read",
     "digital layers' training",
+    "writing the weights onto the arrays before training",
 )
 """What no number of training contains."""
 
@@ -22,7 +23,7 @@ class Activity:
     Attributes:
         layer: number of the layer in its network.
         outputs: outputs of all groups together.
-        images: images trained on.
+        samples: inputs that its arrays were trained with: images times output positions.
         slots: slots of all pulse trains, one after the other.
         pulses: pulses that cells got, of all arrays (expected numbers, where a mini-batch is applied at once).
         column_reads: reads of a column of the fast array.
@@ -31,7 +32,7 @@ class Activity:
 
     layer: int
     outputs: int
-    images: int
+    samples: int
     slots: float
     pulses: float
     column_reads: int
@@ -80,6 +81,7 @@ class TrainingCost:
 
 def training_cost(
     activities: Iterable[Activity],
+    positions: list[int],
     image_energies_j: list[float | None],
     image_latencies_s: list[float],
     periphery: Periphery | None,
@@ -88,17 +90,18 @@ def training_cost(
 
     Args:
         activities: of the layers that trained on chip.
+        positions: output positions of one image in each layer of the network.
         image_energies_j: energy of one image's forward pass in each layer, J, circuits included; None: not modelled.
         image_latencies_s: its time, s.
         periphery: the circuits around the arrays, or None.
 
-    >>> activity = Activity(0, 2, images=10, slots=20.0, pulses=100.0, column_reads=1, pulse_s=1e-7, pulse_j=1e-12)
-    >>> cost = training_cost([activity], [1e-9], [1e-8], None)
+    >>> activity = Activity(0, 2, samples=10, slots=20.0, pulses=100.0, column_reads=1, pulse_s=1e-7, pulse_j=1e-12)
+    >>> cost = training_cost([activity], [1], [1e-9], [1e-8], None)
     >>> round(cost.energy_pulses_j * 1e12), cost.energy_j, round(cost.latency_s * 1e9)
     (100, None, 2300)
     """
     activities = list(activities)
-    images = max((activity.images for activity in activities), default=0)
+    images = max((activity.samples // max(1, positions[activity.layer]) for activity in activities), default=0)
     forward = [None if energy is None else images * energy for energy in image_energies_j]
     column_reads_j = latency_s = 0.0
     for activity in activities:

@@ -48,7 +48,8 @@ class CellArray:
         # a checkpoint's size is mostly cells': random offsets, drawn once, need no more digits than bfloat16 has
         cells = replace(cells, reference=cells.reference.bfloat16())
         offset = torch.zeros(shape if device.write_noise else (), dtype=torch.bfloat16, device=where)
-        array = cls(cells, torch.zeros(shape, device=where), offset, torch.zeros((), device=where))
+        pulses = torch.zeros((), dtype=torch.float64, device=where)
+        array = cls(cells, torch.zeros(shape, device=where), offset, pulses)
         array.write_(torch.zeros(shape, device=where), device, generator)
         return array
 

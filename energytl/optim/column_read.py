@@ -24,11 +24,11 @@ class ColumnRead:
 
     def __post_init__(self) -> None:
         """Refuse what is no converter."""
-        if self.noise < 0:
+        if not 0 <= self.noise < float("inf"):
             raise ValueError(f"column_read.noise is {self.noise}; allowed: 0 or more")
         if self.bits is not None and not 2 <= self.bits <= 16:
             raise ValueError(f"column_read.bits is {self.bits}; allowed: 2 to 16, or null")
-        if self.span <= 0:
+        if not 0 < self.span < float("inf"):
             raise ValueError(f"column_read.span is {self.span}; allowed: above 0")
 
     def __call__(

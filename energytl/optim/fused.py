@@ -10,10 +10,12 @@ import torch
 
 @cache
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled once for all shapes (torch.compile); itself, with a warning, where that fails.
+    """The function compiled for all shapes, once a device (torch.compile); itself, with a warning, where that fails.
 
     The first call takes some ten seconds; torch keeps what it compiled on disk for the next process.
     """
+    limit = "recompile_limit"  # a search may try many devices; beyond the limit torch would fall back unasked
+    setattr(torch._dynamo.config, limit, max(256, getattr(torch._dynamo.config, limit)))
     compiled = torch.compile(function, dynamic=True)
     usable = True
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energytl.analog.layers import AnalogLayer, layer_of
+from energytl.analog.layers import AnalogLayer, layers_of
+from energytl.analog.mapping import SMALLEST_RANGE
 from energytl.analog.noise import fold
 from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
@@ -28,6 +29,12 @@ State = dict[str, Any]
 
 class PulsedOptimizer(torch.optim.Optimizer, ABC):
     """What all on-chip optimizers share: who trains on chip, samples, randomness, checkpoints.
+
+    A pulse needs an input and an error: what else reaches a weight's gradient (the price of energy, a tied layer) is
+    not carried out, and gradients are not clipped; the price of energy still moves ρ.
+
+    Attributes:
+        fuse: compute large arrays in fused kernels (torch.compile).
 
     Args:
         params: parameters or groups of them; those that are weights of analog layers train on chip, all others by
@@ -43,6 +50,8 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         ValueError: if no parameter is a weight of an analog layer.
     """
 
+    _step_supports_amp_scaling = True  # so that a GradScaler says what it scaled by
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -54,6 +63,8 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
     ) -> None:
         if not 0 <= lr < float("inf"):
             raise ValueError(f"lr is {lr}; allowed: 0 or more")
+        if not isinstance(device, PulsedDevice):
+            raise TypeError(f"device is {device!r}; allowed: a pulsed device, as energytl.devices.presets.reram_om()")
         self.device, self.exact, self.train = device, exact, train
         self.fuse = True
         seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -69,8 +80,22 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         """Take up a group; weights of analog layers hand over their samples from now on."""
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            if layer_of(parameter) is not None:
-                self.samples[parameter] = collect(parameter)
+            layers = layers_of(parameter)
+            if not layers:
+                continue
+            layer = layers[0]
+            name = f"layer {layer.index} (weight {tuple(parameter.shape)})"
+            if layer.hardware.weights.bits is not None:
+                raise ValueError(
+                    f"the weights of {name} are rounded to {layer.hardware.weights.bits} bits, but pulses leave them "
+                    "anywhere: convert with weights: {bits: null} (WeightFormat(bits=None))"
+                )
+            if layer.weight_range <= SMALLEST_RANGE:
+                raise ValueError(
+                    f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
+                    "layer's weight_range"
+                )
+            self.samples[parameter] = collect(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients and samples."""
@@ -86,9 +111,11 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
             closure: called once, before; computes the loss and its gradients.
 
         Raises:
-            ValueError: for inputs or errors that are not finite, and with several processes, whose arrays would
-                drift apart.
+            ValueError: for inputs or errors that are not finite, scaled losses, ranges that changed, networks that
+                compute digitally, and with several processes, whose arrays would drift apart.
         """
+        if getattr(self, "grad_scale", None) is not None:  # how torch's GradScaler hands over its scale
+            raise ValueError("the loss is scaled (precision 16-mixed), and pulses would be, too: use bf16-mixed or 32")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = torch.distributed.get_world_size()
             if processes > 1:
@@ -101,6 +128,11 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in self.samples:
+                    if parameter.grad is not None and not self.samples[parameter].batches:
+                        raise ValueError(
+                            f"a weight {tuple(parameter.shape)} that trains on chip got a gradient, but no samples: "
+                            "train the converted network, not the digital one that shares its weights"
+                        )
                     self._pulse(parameter, group, number)
                 elif parameter.grad is not None:
                     parameter.add_(parameter.grad, alpha=-group["lr"])
@@ -115,10 +147,16 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
             if not state:
                 start = torch.Generator(weight.device).manual_seed(fold(seed, number))
                 held = weight.detach().float().reshape(shape) / layer.weight_range
-                state.update({"steps": 0, "trained": 0, "slots": torch.zeros((), device=weight.device)})
+                slots = torch.zeros((), dtype=torch.float64, device=weight.device)
+                state.update({"steps": 0, "samples": 0, "slots": slots, "range": layer.weight_range})
                 state.update(self.program(shape, held, start))
                 array = CellArray.of(state["slow"])
                 show(layer, array, array.show_(self.device, start))
+            if state["range"] != layer.weight_range:
+                raise ValueError(
+                    f"layer {layer.index} has the range {layer.weight_range:g} now, but its cells were programmed for "
+                    f"{state['range']:g}: change it before training, or make a new optimizer"
+                )
             state["steps"] += 1
             generator = torch.Generator(weight.device).manual_seed(fold(seed, number, state["steps"]))
             lines = lines_of(layer, x, d)
@@ -129,7 +167,7 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                     f"layer {layer.index} (weight {tuple(weight.shape)}) got {what} that are not finite in step "
                     f"{state['steps']}: look at the loss, or lower lr"
                 )
-            state["trained"] += len(x)
+            state["samples"] += lines.samples
             if float(extremes) and group["lr"]:
                 state["slots"] += self.learn(state, layer, lines, len(x), group["lr"], generator)
         samples.batches.clear()
@@ -148,14 +186,14 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         """What the arrays did so far, for `energytl.cost.training`."""
         found = []
         for weight, state in self.state.items():
-            layer = layer_of(weight) if isinstance(weight, nn.Parameter) else None
-            if layer is None or not state:
+            layers = layers_of(weight) if isinstance(weight, nn.Parameter) and state else []
+            if not layers:
                 continue
             found.append(
                 Activity(
-                    layer=layer.index,
+                    layer=layers[0].index,
                     outputs=len(weight),
-                    images=state["trained"],
+                    samples=state["samples"],
                     slots=float(state["slots"]),
                     pulses=sum(float(state[name]["pulses"]) for name in ("fast", "slow") if name in state),
                     column_reads=state.get("reads", 0),
@@ -215,16 +253,13 @@ def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:
     return Lines(x, d, *extremes, correlate, layer.sum_outputs, shares, matrices, len(x) * layer.count_positions(x))
 
 
-def _programmed(device: PulsedDevice, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> CellArray:
-    array = CellArray.new(device, shape, generator)
-    array.write_(weights, device, generator)
-    return array
-
-
 def show(layer: AnalogLayer, array: CellArray, weights: Tensor, first: int = 0) -> None:
     """Let a layer compute with what the cells of its array show: (G, O, columns), from the first column on."""
-    weight = layer.weight.detach().view(array.state.shape)
-    weight.narrow(-1, first, weights.shape[-1]).copy_(weights.mul_(layer.weight_range))
+    weight = layer.weight.detach()
+    matrix = weight.reshape(array.state.shape)
+    matrix.narrow(-1, first, weights.shape[-1]).copy_(weights.mul_(layer.weight_range))
+    if matrix.data_ptr() != weight.data_ptr():  # as of a network in channels last
+        weight.copy_(matrix.view(weight.shape))
 
 
 def _copied(saved: Any, device: torch.device) -> Any:  # noqa: ANN401

@@ -33,8 +33,8 @@ class PulseTrain:
 
     def __post_init__(self) -> None:
         """Refuse trains without slots."""
-        if self.longest < 1:
-            raise ValueError(f"train.longest is {self.longest}; allowed: 1 or more")
+        if not isinstance(self.longest, int) or self.longest < 1:
+            raise ValueError(f"train.longest is {self.longest}; allowed: whole numbers of slots, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def drive(x_max: Tensor, d_max: Tensor, rate: Tensor | float, train: PulseTrain)
     lines have the probability √(k/BL); what k exceeds the longest train by is cut off at the errors.
 
     >>> d = drive(torch.tensor(1.0), torch.tensor(0.5), 8.0, PulseTrain())
-    >>> float(d.length), float(d.x_factor * 1.0), float(d.d_factor * 0.5)
+    >>> float(d.length), round(float(d.x_factor * 1.0), 3), round(float(d.d_factor * 0.5), 3)
     (4.0, 1.0, 1.0)
     """
     wanted = rate * x_max * d_max

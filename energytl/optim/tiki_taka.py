@@ -135,15 +135,16 @@ class TikiTaka(ABC):
     """When columns are read, and what a read does.
 
     Attributes:
-        every: images between two reads of a column (Athena 2024: 10).
+        every: images from one column's read to the next column's (Athena 2024: 10); so a column is read again after
+            `every` times as many images as there are columns. An image is what the first dimension of inputs counts.
     """
 
     every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a schedule without reads."""
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; allowed: 1 or more images")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every is {self.every}; allowed: whole numbers of images, 1 or more")
 
     def new(self, shape: tuple[int, ...], device: PulsedDevice, generator: torch.Generator) -> Pair:
         """Two arrays that hold 0, drawn from the generator."""
@@ -154,8 +155,8 @@ class TikiTaka(ABC):
             slow=CellArray.new(device, shape, generator),
             buffer=full if self.buffered else none,
             chop=torch.ones((*shape[:-2], 1, shape[-1]), device=generator.device),
-            mean=full.clone() if self.referenced else none,
-            past=full.clone() if self.referenced else none,
+            mean=full.half() if self.referenced else none,  # what a converter of 9 bits returns fits in float16
+            past=full.half() if self.referenced else none,
         )
 
     buffered = True
@@ -312,7 +313,7 @@ class TTv1(TikiTaka):
 
 @dataclass(frozen=True)
 class Integrating(TikiTaka, ABC):
-    """H_k += lr·(what is seen); where |H| reaches θ, C gets one pulse of H's sign and H keeps a share.
+    """H_k += lr·(what is seen); where |H| reaches θ, C gets one pulse of H's sign and H keeps a share of its value.
 
     Attributes:
         threshold: θ in units of the device's dw_min.
@@ -413,6 +414,10 @@ class AGAD(Integrating):
         """Refuse what is no probability."""
         super().__post_init__()
         _require_probability(self.chop_probability)
+        if self.chop_probability == 0:
+            raise ValueError(
+                "chop_probability is 0; allowed: above 0, as AGAD measures its reference between two changes"
+            )
         if self.tail <= 0:
             raise ValueError(f"tail is {self.tail}; allowed: above 0")
 
@@ -424,7 +429,7 @@ class AGAD(Integrating):
         if event.sweep and event.sweep % period == 0:
             past.copy_(mean)
         signal = (seen - past) * sign
-        mean.lerp_(seen, min(self.tail / period, 1.0))
+        mean.lerp_(seen.to(mean.dtype), min(self.tail / period, 1.0))
         if (event.sweep + 1) % period == 0:
             sign.neg_()
         return signal, event.sweep > period

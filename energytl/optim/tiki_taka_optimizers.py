@@ -51,7 +51,8 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         train: PulseTrain = PulseTrain(),
         seed: int | None = None,
     ) -> None:
-        device.require_symmetry_point()
+        if isinstance(device, PulsedDevice):  # else refused below
+            device.require_symmetry_point()
         if not 0 < fast_rate < float("inf"):
             raise ValueError(f"fast_rate is {fast_rate}; allowed: above 0")
         self.algorithm, self.fast_rate, self.auto_scale = algorithm, fast_rate, auto_scale
@@ -145,7 +146,7 @@ class TTv1(TikiTakaOptimizer):
     """Tiki-Taka: C gets pulsed updates by what is read of A, lr its rate (`tiki_taka.TTv1`).
 
     Args:
-        every: images between two reads of a column.
+        every: images from one column's read to the next column's.
         train: pulse trains, of A's updates and of C's.
         others: see TikiTakaOptimizer.
     """
@@ -156,7 +157,7 @@ class TTv1(TikiTakaOptimizer):
         lr: float,
         device: PulsedDevice,
         *,
-        every: int = 1,
+        every: int = tiki_taka.TikiTaka.every,
         train: PulseTrain = PulseTrain(),
         **others: Any,  # noqa: ANN401
     ) -> None:
@@ -167,7 +168,7 @@ class TTv2(TikiTakaOptimizer):
     """Tiki-Taka with a digital integrator H, lr the scale of what it adds up (`tiki_taka.TTv2`).
 
     Args:
-        every: images between two reads of a column.
+        every: images from one column's read to the next column's.
         threshold: of H, in units of dw_min.
         kept: share of H that stays when a pulse is sent.
         others: see TikiTakaOptimizer.
@@ -179,9 +180,9 @@ class TTv2(TikiTakaOptimizer):
         lr: float,
         device: PulsedDevice,
         *,
-        every: int = 1,
-        threshold: float = 1.0,
-        kept: float = 0.0,
+        every: int = tiki_taka.TikiTaka.every,
+        threshold: float = tiki_taka.Integrating.threshold,
+        kept: float = tiki_taka.Integrating.kept,
         **others: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(params, lr, device, tiki_taka.TTv2(every, threshold, kept), **others)
@@ -191,7 +192,7 @@ class CTTv2(TikiTakaOptimizer):
     """TTv2 with choppers: signs of A's columns change, so that its offset averages out (`tiki_taka.CTTv2`).
 
     Args:
-        every: images between two reads of a column.
+        every: images from one column's read to the next column's.
         threshold: of H, in units of dw_min.
         kept: share of H that stays when a pulse is sent.
         chop_probability: probability, at each read, that the column's sign changes.
@@ -205,10 +206,10 @@ class CTTv2(TikiTakaOptimizer):
         lr: float,
         device: PulsedDevice,
         *,
-        every: int = 1,
-        threshold: float = 1.0,
-        kept: float = 0.0,
-        chop_probability: float = 0.05,
+        every: int = tiki_taka.TikiTaka.every,
+        threshold: float = tiki_taka.Integrating.threshold,
+        kept: float = tiki_taka.Integrating.kept,
+        chop_probability: float = tiki_taka.CTTv2.chop_probability,
         regular: bool = False,
         **others: Any,  # noqa: ANN401
     ) -> None:
@@ -220,7 +221,7 @@ class AGAD(TikiTakaOptimizer):
     """Choppers with a measured reference instead of a programmed symmetry point (`tiki_taka.AGAD`).
 
     Args:
-        every: images between two reads of a column.
+        every: images from one column's read to the next column's.
         threshold: of H, in units of dw_min.
         kept: share of H that stays when a pulse is sent.
         chop_probability: the sign changes every 1/chop_probability reads of a column.
@@ -234,11 +235,11 @@ class AGAD(TikiTakaOptimizer):
         lr: float,
         device: PulsedDevice,
         *,
-        every: int = 1,
-        threshold: float = 1.0,
-        kept: float = 0.0,
-        chop_probability: float = 0.1,
-        tail: float = 5.0,
+        every: int = tiki_taka.TikiTaka.every,
+        threshold: float = tiki_taka.Integrating.threshold,
+        kept: float = tiki_taka.Integrating.kept,
+        chop_probability: float = tiki_taka.AGAD.chop_probability,
+        tail: float = tiki_taka.AGAD.tail,
         **others: Any,  # noqa: ANN401
     ) -> None:
         algorithm = tiki_taka.AGAD(every, threshold, kept, chop_probability, tail)

@@ -281,5 +281,5 @@ def test_blocks_have_the_moments_of_their_samples(monkeypatch, at_once):
 
 
 def test_a_train_has_slots():
-    with pytest.raises(ValueError, match=r"train.longest is 0; allowed: 1 or more"):
+    with pytest.raises(ValueError, match=r"train.longest is 0; allowed: whole numbers of slots"):
         PulseTrain(longest=0)

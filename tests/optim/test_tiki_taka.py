@@ -282,7 +282,7 @@ def test_pulses_wait_for_the_read_of_their_column():
         (lambda: TTv2(threshold=0.0), r"threshold is 0.0; allowed: above 0"),
         (lambda: TTv2(threshold=float("nan")), r"threshold is nan; allowed: above 0"),
         (lambda: TTv2(kept=1.0), r"kept is 1.0; allowed: 0 up to, not including, 1"),
-        (lambda: TTv1(every=0), r"every is 0; allowed: 1 or more images"),
+        (lambda: TTv1(every=0), r"every is 0; allowed: whole numbers of images"),
         (lambda: CTTv2(chop_probability=1.5), r"chop_probability is 1.5; allowed: 0 to 1"),
         (lambda: AGAD(chop_probability=-0.1), r"chop_probability is -0.1; allowed: 0 to 1"),
         (lambda: AGAD(tail=0.0), r"tail is 0.0; allowed: above 0"),
