@@ -34,6 +34,9 @@ from torch import Tensor
 from energytl.devices.measured import Measured
 from energytl.devices.pulsed import Cells, PulsedDevice, SoftBoundsReference, pulse
 
+LARGEST_SKEW = 0.95
+"""Largest up_down that a fit of few pulses is taken to; at 1 a step would vanish."""
+
 ITERATIONS, ROUNDS, CONVERGED, CLOSE = 60, 4, 0.01, 0.01
 SETTLED = 4
 """Iterations after which cells and means are good enough to judge spreads by."""
@@ -260,7 +263,8 @@ def _without_bias(
 
 
 def _device(values: dict[str, float], log_normal: bool) -> SoftBoundsReference:
-    return replace(SoftBoundsReference(log_normal=log_normal), **values)  # type: ignore[arg-type]
+    skew = min(max(values["up_down"], -LARGEST_SKEW), LARGEST_SKEW)
+    return replace(SoftBoundsReference(log_normal=log_normal), **values | {"up_down": skew})  # type: ignore[arg-type]
 
 
 def innovations(
