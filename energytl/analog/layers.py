@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
+from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.noise import NoiseStream
 from energytl.analog.quantize import best_range
 from energytl.analog.read import Array
@@ -138,6 +139,7 @@ class AnalogLayer(nn.Module, ABC):
             noise=self.noise,
             index=self.index,
             multiply=self.multiply,
+            multiply_integers=self.multiply_integers,
             multiply_backward=self.multiply_backward,
             bias_gradient=self.bias_gradient,
             unfold=self.unfold,
@@ -148,6 +150,10 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's product of padded inputs."""
+
+    @abstractmethod
+    def multiply_integers(self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+        """The product scale·(inputs − zero)·weight + bias of uint8 inputs and int8 weights, float32."""
 
     @abstractmethod
     def multiply_backward(
@@ -234,6 +240,13 @@ class AnalogLinear(AnalogLayer):
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.linear(x, weight, bias)
 
+    def multiply_integers(  # noqa: D102
+        self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None
+    ) -> Tensor:
+        pixels, kernels = inputs.reshape(-1, inputs.shape[-1], 1, 1), weight[:, :, None, None]
+        product = integer_conv2d(pixels, zero, kernels, scale, bias, (1, 1), (0, 0), (1, 1), 1)
+        return product.reshape(*inputs.shape[:-1], -1)
+
     def multiply_backward(  # noqa: D102
         self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -301,6 +314,12 @@ class AnalogConv2d(AnalogLayer):
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.conv2d(x, weight, bias, self.stride, self.inner_padding, self.dilation, self.groups)
+
+    def multiply_integers(  # noqa: D102
+        self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None
+    ) -> Tensor:
+        geometry: Any = (self.stride, self.inner_padding, self.dilation, self.groups)
+        return integer_conv2d(inputs, zero, weight, scale, bias, *geometry)
 
     def multiply_backward(  # noqa: D102
         self, grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool

@@ -74,10 +74,11 @@ def bit_power(integers: Tensor, bits: int) -> Tensor:
     >>> bit_power(torch.tensor([0.0, 1.0, -3.0, 4.0]), 3)
     tensor([ 0.,  1.,  5., 16.])
     """
-    apart = integers.detach().to(torch.int16 if bits <= 8 else torch.int64).abs_()
+    narrow = bits <= 8 and not torch.compiler.is_compiling()  # fused kernels are fast with int32, others with int16
+    apart = integers.detach().to(torch.int16 if narrow else torch.int32).abs_()
     for shift, mask in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
         if bits > shift:
-            apart.bitwise_or_(apart << shift).bitwise_and_(mask & 0x7FFF if bits <= 8 else mask)
+            apart.bitwise_or_(apart << shift).bitwise_and_(mask & 0x7FFF if narrow else mask)
     return apart.to(integers)
 
 

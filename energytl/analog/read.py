@@ -11,12 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from energytl.analog.fused import elementwise
+from energytl.analog.fused_noise import add_normal_
+from energytl.analog.integer_product import LARGEST, integers_are_exact
 from energytl.analog.mapping import Mapping, WeightFormat, read_variance
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import (
@@ -178,6 +182,7 @@ class Array:
         noise: source of the random states.
         index: number of the layer in its network.
         multiply: (x, weight, bias) → the layer's product.
+        multiply_integers: (inputs, zero, weight, scale, bias) → the same of uint8 and int8, see `integer_conv2d`.
         multiply_backward: (grad, x, weight, whether x's and the weight's are wanted) → its gradients to them, or None.
         bias_gradient: grad → its gradient to the bias.
         unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
@@ -198,6 +203,7 @@ class Array:
     noise: NoiseStream
     index: int
     multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    multiply_integers: Callable[[Tensor, int, Tensor, float, Tensor | None], Tensor]
     multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     bias_gradient: Callable[[Tensor], Tensor]
     unfold: Callable[[Tensor], Tensor]
@@ -263,6 +269,10 @@ class Moments(Computation):
     With correlation c the variance is a²·(c·x² + (1−c)·v(x)), v the scheme's. Where one image has several output
     positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too: a
     third product, and weights for each image in memory.
+
+    On processors with instructions for it, large float32 inputs are multiplied as integers where inputs and weights
+    are small ones, which is exact; squares and gradients as bfloat16. That moves an output's standard deviation by
+    0.2 % or so, and gradients by less than 1 % of their norm.
     """
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
@@ -270,7 +280,12 @@ class Moments(Computation):
         held = correlation > 0 and array.positions > 1
         squares = read_variance(array.u, array.rho, array.mapping, array.weights, array.fluctuation)
         squares = squares * array.full_range**2
-        outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
+        if not _is_large(x):
+            outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
+        elif torch.is_grad_enabled():
+            outcome = _LargeReadMoments.apply(x, array.weight, squares, array.bias, array, held)
+        else:
+            outcome, _ = _draw_large(x, squares, array, held, wants_slope=False)
         if not held:
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
@@ -411,3 +426,142 @@ def _curvature(array: Array, held: bool) -> float:
     correlation = array.fluctuation.correlation
     full_scale = read_variance_of_inputs(largest, array.scheme, array.inputs, correlation, held)
     return float(full_scale / largest.square())
+
+
+LARGE = 2**18
+"""Numbers of an input from which on fused kernels are worth compiling and calling."""
+
+
+@cache
+def _bfloat16_is_native() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _is_large(x: Tensor) -> bool:
+    """Whether inputs are read the fast way."""
+    return x.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32 and _bfloat16_is_native()
+
+
+class _LargeReadMoments(torch.autograd.Function):
+    """`_ReadMoments` of large float32 inputs on the CPU: in bytes and bfloat16, with fused kernels.
+
+    Units: inputs are the integers n, so the mean is step·Σ w·n and the variance step²·Σ s·v(n).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        squares: Tensor,
+        bias: Tensor | None,
+        array: Array,
+        held: bool,
+    ) -> Tensor:
+        """Draw the outcome of one read."""
+        outcome, slope = _draw_large(x, squares, array, held, wants_slope=True)
+        ctx.save_for_backward(x, weight, squares, slope)
+        ctx.array, ctx.held = array, held
+        return outcome
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Gradients to x, weight, squares and bias."""
+        x, weight, squares, slope = ctx.saved_tensors
+        array = ctx.array
+        wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
+        step = _step(array)
+        integers, variance = _rounded(_gradient_factors, x, array, ctx.held)
+        grad_bias = array.bias_gradient(grad) if wants_bias else None
+        by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad))
+        mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.bfloat16(), wants_x, wants_weight)
+        variance_x, grad_squares = array.multiply_backward(
+            by_variance, variance, squares.bfloat16(), wants_x, wants_squares
+        )
+        grad_x = None
+        if mean_x is not None and variance_x is not None:
+            curvature = 2 * _curvature(array, ctx.held) * step
+            (grad_x,) = elementwise(
+                _gradient_of_input, (x, mean_x, variance_x), curvature, array.input_range, array.inputs.levels
+            )
+        grad_weight = None if mean_weight is None else mean_weight.float().mul_(step)
+        grad_squares = None if grad_squares is None else grad_squares.float().mul_(step**2)
+        return grad_x, grad_weight, grad_squares, grad_bias, None, None
+
+
+def _step(array: Array) -> float:
+    """What the integer input 1 stands for."""
+    return array.input_range / array.inputs.levels
+
+
+def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slope: bool) -> tuple[Tensor, Tensor]:
+    """Outcome of the read and, if wanted, its slope to the variance in units of step² (bfloat16)."""
+    step = _step(array)
+    if _multiplies_integers(array):
+        integers, variance = _rounded(_bytes_and_variance, x, array, held)
+        unit = array.full_range / array.weights.levels
+        weight = (array.weight / unit).round_().to(torch.int8)
+        mean = array.multiply_integers(integers, array.inputs.levels, weight, step * unit, array.bias)
+    else:
+        quantised, variance = _rounded(_values_and_variance, x, array, held)
+        mean = array.multiply(quantised, array.weight, array.bias)
+    variance = array.multiply(variance, squares.bfloat16(), None)
+    floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
+    slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
+    return mean, slope
+
+
+def _multiplies_integers(array: Array) -> bool:
+    """Whether the layer's weights and inputs are integers small enough for the exact product."""
+    if array.weights.bits is None or max(array.weights.levels, array.inputs.levels) > LARGEST:
+        return False
+    return integers_are_exact()
+
+
+def _rounded(function: Callable[..., tuple[Tensor, ...]], x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
+    """Rounded inputs as the function wants them, and the variance v(n) they carry (bfloat16); of x's shape."""
+    correlation = array.fluctuation.correlation
+    rounded, variance = elementwise(function, (x,), array.input_range, array.scheme, array.inputs, correlation, held)
+    return rounded, variance
+
+
+def _bytes_and_variance(
+    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs as bytes n + levels."""
+    integers = round_to_integers(x, full_range, inputs.levels)
+    variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
+    return (integers + inputs.levels).to(torch.uint8), variance.bfloat16()
+
+
+def _values_and_variance(
+    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs as float32 step·n."""
+    integers = round_to_integers(x, full_range, inputs.levels)
+    variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
+    return integers * (full_range / inputs.levels), variance.bfloat16()
+
+
+def _gradient_factors(
+    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs as bfloat16 n."""
+    integers = round_to_integers(x, full_range, inputs.levels)
+    variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
+    return integers.bfloat16(), variance.bfloat16()
+
+
+def _gradients_of_products(slope: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to the variance and to the mean, bfloat16."""
+    return (slope * grad).bfloat16(), grad.bfloat16()
+
+
+def _gradient_of_input(
+    x: Tensor, by_mean: Tensor, by_variance: Tensor, curvature: float, full_range: float, levels: int
+) -> tuple[Tensor]:
+    """Gradient by_mean + curvature·n·by_variance inside the range."""
+    integers = round_to_integers(x, full_range, levels)
+    return (gradient_inside(by_mean.float() + curvature * integers * by_variance.float(), x, full_range),)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from energytl.analog.fused import fused
 from energytl.analog.noise import normal_like
 from energytl.devices.pulsed import Cells, PulsedDevice, bounded, pulse
-from energytl.optim.fused import fused
 from energytl.optim.pulses import ExpectedPulses
 
 STATES_AT_ONCE = 2**17

@@ -1,0 +1,65 @@
+"""Functions of tensors as fused kernels, where torch can compile them."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@cache
+def fused(function: Callable[..., Any], otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The function compiled for all shapes, once a device (torch.compile); where that fails, another, with a warning.
+
+    The first call takes some ten seconds; torch keeps what it compiled on disk for the next process.
+
+    Args:
+        function: what is compiled.
+        otherwise: what is called where that fails; None: the function itself.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(256, config.recompile_limit)  # of many devices torch would give up compiling unasked
+    compiled = torch.compile(function, dynamic=True)
+    usable = True
+
+    def call(*arguments: Any) -> Any:  # noqa: ANN401
+        nonlocal usable
+        if usable:
+            try:
+                return compiled(*arguments)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                usable = False
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(
+                    f"torch.compile cannot fuse {function.__name__}, so it runs slower: {reason}", stacklevel=2
+                )
+        return (otherwise or function)(*arguments)
+
+    return call
+
+
+def elementwise(
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: tuple[Tensor, ...],
+    *arguments: Any,  # noqa: ANN401
+) -> tuple[Tensor, ...]:
+    """Results of a fused function of tensors of one shape and more arguments, of the first one's shape and layout.
+
+    The function gets the tensors flat, so that one kernel serves all shapes.
+    """
+    first = tensors[0]
+    if not (first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)):
+        first = first.contiguous()
+    alike = [first] + [
+        tensor if tensor.stride() == first.stride() else torch.empty_like(first, dtype=tensor.dtype).copy_(tensor)
+        for tensor in tensors[1:]
+    ]
+    results = fused(function)(*map(flat, alike), *arguments)
+    return tuple(result.as_strided(first.shape, first.stride()) for result in results)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """A dense tensor as it lies in memory, (count,), without its history."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
