@@ -34,16 +34,20 @@ class SeededEpochs(Callback):
 class History(Callback):
     """The training curves as plain numbers: one row for each epoch, kept in checkpoints.
 
+    Args:
+        first_epoch: epochs of earlier trainings, which this one goes on from.
+
     Attributes:
         rows: dictionaries of what was logged, and `rho`, the mean over layers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_epoch: int = 0) -> None:
+        self.first_epoch = first_epoch
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the epoch's end logged; validation has run."""
-        row = {"epoch": float(trainer.current_epoch + 1)}
+        row = {"epoch": float(self.first_epoch + trainer.current_epoch + 1)}
         logged = trainer.callback_metrics.items()
         row |= {name: float(value) for name, value in logged if not name.startswith("rho/")}
         layers = analog_layers(pl_module)

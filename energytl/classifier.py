@@ -1,6 +1,7 @@
 """The LightningModule: steps, metrics, optimizer. Everything else is called from here, not written here."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from energytl.analog.convert import analog_layers
-from energytl.objectives import Objective, network_energy
+from energytl.analog.inference import inference
+from energytl.cost.energy import counting_pulses
+from energytl.objectives import Objective, distillation_loss, network_energy
+from energytl.ranges import TrainedRanges
 
 
 class Classifier(LightningModule):
@@ -24,7 +28,9 @@ class Classifier(LightningModule):
         classes: number of classes.
         optimizer: parameter groups → optimizer; ρ is a group of its own, without weight decay.
         scheduler: optimizer → schedule, stepped after each epoch.
-        objective: price of energy, for an analog network.
+        objective: price of energy and distillation, for an analog network.
+        teacher: digital network whose outputs the objective's distillation wants.
+        energy_unit: what λ is the price of; 0 takes the energy of the first batch, or 1, as the objective says.
     """
 
     def __init__(
@@ -34,17 +40,23 @@ class Classifier(LightningModule):
         optimizer: Callable[[Iterable[Any]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         objective: Objective | None = None,
+        teacher: nn.Module | None = None,
+        energy_unit: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.objective = objective or Objective()
+        if self.objective.distillation and teacher is None:
+            raise ValueError("objective.distillation wants a teacher, the digital network")
+        self._teacher = [teacher]  # in a list, so that it is no child
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho)
+        self.ranges = TrainedRanges(self.layers) if self.objective.range_lr else None
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.register_buffer("energy_unit", torch.zeros(()))  # what λ is the price of: Σ α·ρ·|w| at the start, or 1
+        self.register_buffer("energy_unit", torch.tensor(energy_unit))
         self.energy_unit: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,21 +65,36 @@ class Classifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Task loss + λ·energy."""
+        """Task loss, distillation + λ·energy."""
         images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels)
+        price = self.objective.price
+        counted = min(self.objective.activity, len(images)) if price else 0
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with counting_pulses(self.layers, counted) if counted else nothing as energies:
+            logits = self(images)
+        loss = self._task_loss(images, logits, labels)
         self.train_accuracy(logits, labels)
         self.log("train/task_loss", loss, on_step=False, on_epoch=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        if self.objective.energy_weight:
-            energy = network_energy(self.layers)
+        if price:
+            energy = torch.stack(energies).sum() / counted if counted else network_energy(self.layers)
             if self.energy_unit == 0:
                 self.energy_unit.copy_(energy.detach() if self.objective.relative else torch.ones(()))
             self.log("train/energy", energy.detach(), on_step=False, on_epoch=True)
-            loss = loss + self.objective.energy_weight * energy / self.energy_unit
+            loss = loss + price * energy / self.energy_unit
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
+
+    def _task_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy with the labels, and distance to the teacher in the objective's proportion."""
+        share, (teacher,) = self.objective.distillation, self._teacher
+        loss = F.cross_entropy(logits, labels)
+        if not share:
+            return loss
+        assert teacher is not None
+        with inference(teacher):
+            target = teacher.to(images.device)(images)
+        return (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy and loss on held-out images."""
@@ -86,6 +113,8 @@ class Classifier(LightningModule):
         ]
         if rho and self.objective.trains_rho:
             groups.append({"params": rho, "lr": self.objective.rho_lr, "weight_decay": 0.0})
+        if self.ranges is not None:
+            groups.append({"params": [*self.ranges.parameters()], "lr": self.objective.range_lr, "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
         if self.layers and isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(

@@ -16,9 +16,12 @@ from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
+from energytl.points import price
 from energytl.recipe import Case, RecipeError, read, recipe_parser
-from energytl.report import aligned, quantity, report
-from energytl.run import prepare, prepare_analog, price, run_case
+from energytl.report import report
+from energytl.results_page import results_page
+from energytl.run import prepare, prepare_analog, run_case
+from energytl.tables import aligned, quantity
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -34,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.error(f"unknown: {' '.join(overrides)}")
             print(report(given.folder))
             print(f"\n{given.folder / 'report.html'}")
+            return 0
+        if given.command == "results":
+            if overrides:
+                parser.error(f"unknown: {' '.join(overrides)}")
+            print(results_page(given.folders, given.recipes, given.page or given.recipes / "RESULTS.md"))
             return 0
         if given.command == "device":
             if overrides:
@@ -98,6 +106,10 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
     finished.add_argument("folder", type=Path, metavar="logs/RECIPE", help="a folder of runs")
+    page = commands.add_parser("results", help="a page of Markdown from several finished recipes", allow_abbrev=False)
+    page.add_argument("folders", type=Path, nargs="+", metavar="logs/RECIPE", help="folders of runs, in their order")
+    page.add_argument("--recipes", type=Path, default=Path("recipes"), metavar="DIR", help="where the recipes lie")
+    page.add_argument("--page", type=Path, metavar="FILE", help="the page (default: RESULTS.md beside the recipes)")
     device = commands.add_parser("device", help="fit a device to measured pulses", allow_abbrev=False)
     actions = device.add_subparsers(dest="action", required=True)
     text = "a soft-bounds device from measured pulses, as YAML, and a figure of measured against fitted"

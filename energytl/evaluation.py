@@ -1,7 +1,6 @@
 """Accuracy of an analog network by Monte Carlo: over reads, over chips, without noise, and digitally."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,41 +9,63 @@ from tqdm import tqdm
 
 from energytl.analog.convert import analog_layers, configure
 from energytl.analog.inference import inference
-from energytl.analog.read import Computation, Frozen, Noiseless
+from energytl.analog.read import Computation, Exact, Frozen, Noiseless
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How accuracy is measured.
+    """How accuracy is measured, and at which ρ.
 
     Attributes:
         reads: Monte Carlo runs over read noise, each over all test images.
         chips: Monte Carlo runs in which every cell keeps one state: slow telegraph noise, or chip to chip.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
-            the digital network's: weight scaling, open to every method. The factor is chosen, and confirmed, on the
-            test images, by other reads than those of the result.
+            the digital network's: weight scaling, open to every method. Several numbers give a point each. The factor
+            is searched on part of the test images and confirmed on all of them, by other reads, whose accuracy is the
+            result. A network that never gets there is measured at the least energy of its own best accuracy.
+        budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
         images: test images that are used, evenly spaced over the set; None: all.
+        search_images: those of them that the search for the factor uses.
         cost_batches: test batches whose activations the energy is the mean of.
+        exact_images: test images of each point that are read once more with a state for every cell and read
+            (energytl.Exact): slow, to confirm the moments. 0: none.
     """
 
     reads: int = 10
     chips: int = 0
-    max_drop: float | None = None
+    max_drop: float | tuple[float, ...] | None = None
+    budgets: tuple[float, ...] = ()
     images: int | None = None
+    search_images: int = 2000
     cost_batches: int = 4
+    exact_images: int = 0
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        for name, least in (("reads", 1), ("chips", 0), ("cost_batches", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {least} or more")
+        least = {"reads": 1, "chips": 0, "search_images": 1, "cost_batches": 1, "exact_images": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
         if self.images is not None and self.images < 1:
             raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise ValueError(f"evaluation.max_drop is {self.max_drop}; allowed: 0 up to 1, as 0.01 for a point")
+        if self.exact_images and self.reads < 2:
+            raise ValueError("evaluation.exact_images wants evaluation.reads of 2 or more to compare with")
+        for drop in self.drops:
+            if not 0 <= drop < 1:
+                raise ValueError(f"evaluation.max_drop is {drop}; allowed: 0 up to 1, as 0.01 for a point")
+        for budget in self.budgets:
+            if not budget > 0:
+                raise ValueError(f"evaluation.budgets has {budget}; allowed: above 0, in paper units")
+
+    @property
+    def drops(self) -> tuple[float, ...]:
+        """The accuracy drops for which a point is wanted."""
+        if self.max_drop is None:
+            return ()
+        return self.max_drop if isinstance(self.max_drop, tuple) else (self.max_drop,)
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,8 @@ class Draw:
     seed: int
 
 
-def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> list[float]:
-    """Fraction of test images classified correctly, for each draw; the images are loaded once.
+def correct(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> Tensor:
+    """Which test images are classified correctly, for each draw; the images are loaded once. Bool (draws, images).
 
     Args:
         network: analog.
@@ -66,30 +87,57 @@ def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: s
     """
     layers = list(analog_layers(network).values())
     before = layers[0].hardware.computation
-    correct, images = [0] * len(draws), 0
+    rows = []
     try:
         with inference(network):
             for number, (x, labels) in enumerate(tqdm(batches, label, leave=False, disable=not label)):
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
-                images += len(x)
-                for i, draw in enumerate(draws):
+                outcomes = []
+                for draw in draws:
                     configure(network, computation=draw.computation)
                     layers[0].noise.reseed(draw.seed, number)
-                    correct[i] += int((network(x).argmax(1) == labels).sum())
+                    outcomes.append(network(x).argmax(1) == labels)
+                rows.append(torch.stack(outcomes))
     finally:
         configure(network, computation=before)
-    return [count / images for count in correct]
+    return torch.cat(rows, 1).cpu()
+
+
+def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> list[float]:
+    """Fraction of test images classified correctly, for each draw; see `correct`."""
+    return [float(row.double().mean()) for row in correct(network, batches, draws, label)]
+
+
+def digital_correct(network: nn.Module, batches: Batches, label: str) -> Tensor:
+    """Which test images a digital network classifies correctly, bool (images,)."""
+    device = next(network.parameters()).device
+    with inference(network):
+        return torch.cat(
+            [
+                (network(x.to(device)).argmax(1) == labels.to(device)).cpu()
+                for x, labels in tqdm(batches, label, leave=False, disable=not label)
+            ]
+        )
 
 
 def digital_accuracy(network: nn.Module, batches: Batches, label: str) -> float:
     """Fraction of test images that a digital network classifies correctly."""
-    device = next(network.parameters()).device
-    correct = images = 0
-    with inference(network):
-        for x, labels in tqdm(batches, label, leave=False, disable=not label):
-            correct += int((network(x.to(device)).argmax(1) == labels.to(device)).sum())
-            images += len(x)
-    return correct / images
+    return float(digital_correct(network, batches, label).double().mean())
+
+
+def every(batches: Batches, stride: int) -> list[tuple[Tensor, Tensor]]:
+    """Every stride-th image of the batches, with its label.
+
+    >>> parts = every([(torch.arange(3), torch.arange(3)), (torch.arange(3, 5), torch.arange(3, 5))], 2)
+    >>> [images.tolist() for images, _ in parts]
+    [[0, 2], [4]]
+    """
+    kept, seen = [], 0
+    for images, labels in batches:
+        first = -seen % stride
+        kept.append((images[first::stride], labels[first::stride]))
+        seen += len(images)
+    return [part for part in kept if len(part[0])]
 
 
 def read_draws(network: nn.Module, reads: int, seed: int) -> list[Draw]:
@@ -108,6 +156,11 @@ def noiseless_draw() -> Draw:
     return Draw(Noiseless(), 0)
 
 
+def exact_draw(seed: int) -> Draw:
+    """A state for every cell and read: slow."""
+    return Draw(Exact(), seed)
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile, interpolated.
 
@@ -120,52 +173,37 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return float(low), float(median), float(high)
 
 
-def least_rho_factor(
-    network: nn.Module,
-    accurate: Callable[[], bool],
-    confirmed: Callable[[], bool],
-    smallest: float = 1e-4,
-    precision: float = 0.05,
-) -> float | None:
-    """The smallest common factor on ρ at which the network is still accurate; ρ is left so scaled.
+def drop_interval(digital: Tensor, reads: Tensor) -> tuple[float, float, float]:
+    """Mean accuracy drop below the digital network and its 95 % interval, over test images and reads together.
 
-    Bisection finds the factor. As it keeps what a noisy measurement happened to favour, an independent one must then
-    confirm it; until it does, ρ is raised by steps of twice the precision.
+    Each image gives the difference between the digital outcome and the mean over reads; the interval is that of the
+    mean of these differences: mean ± 1.96·s/√N. It holds for other images of the same kind and other reads.
 
     Args:
-        network: analog.
-        accurate: whether the network, as it is now, is accurate enough.
-        confirmed: the same by independent reads.
-        smallest: factor below which is not searched; upwards until a layer's ρ fills the conductance window.
-        precision: relative precision of the factor.
+        digital: whether the digital network is right, bool (images,).
+        reads: whether the analog one is, bool (reads, images).
 
-    Returns:
-        The factor, or None (with ρ as it was) if the network is not accurate, or not confirmed, even at the largest ρ.
+    >>> drop_interval(torch.tensor([True, True]), torch.tensor([[True, False], [True, False]]))
+    (0.5, -0.48, 1.48)
     """
-    layers = list(analog_layers(network).values())
-    start = [layer.log_rho.detach().clone() for layer in layers]
+    differences = digital.double() - reads.double().mean(0)
+    mean = float(differences.mean())
+    half = 1.96 * float(differences.std()) / len(differences) ** 0.5 if len(differences) > 1 else 1.0
+    return mean, round(mean - half, 6), round(mean + half, 6)
 
-    def scale(log_factor: float) -> None:
-        with torch.no_grad():
-            for layer, log_rho in zip(layers, start, strict=True):
-                layer.log_rho.copy_(log_rho + log_factor)
 
-    rooms = [math.log(layer.hardware.cell.largest_rho) - float(rho) for layer, rho in zip(layers, start, strict=True)]
-    low, high = math.log(smallest), max(0.0, min(rooms))
-    largest = high
-    scale(high)
-    if not accurate():
-        scale(0.0)
-        return None
-    while high - low > precision:
-        middle = (low + high) / 2
-        scale(middle)
-        low, high = (low, middle) if accurate() else (middle, high)
-    scale(high)
-    while not confirmed():
-        if high == largest:
-            scale(0.0)
-            return None
-        high = min(largest, high + 2 * precision)
-        scale(high)
-    return math.exp(high)
+def same_accuracy(exact: Tensor, moments: Tensor) -> tuple[float, float]:
+    """Difference of accuracy between one exact read and the mean of several by moments, and its standard error.
+
+    Image i is right with probability p_i, estimated by the reads by moments. One exact read of n images has the
+    variance Σ p·(1−p)/n², the mean of R others 1/R of it; p·(1−p) is estimated without bias, by R/(R−1)·p̂·(1−p̂).
+
+    Args:
+        exact: whether the exact read is right, bool (images,).
+        moments: whether reads by moments are, bool (reads, images), two reads or more.
+    """
+    reads, images = moments.shape
+    p = moments.double().mean(0)
+    spread = (p * (1 - p)).sum() * reads / (reads - 1)
+    error = float((spread * (1 + 1 / reads)).sqrt()) / images
+    return float(exact.double().mean() - p.mean()), error

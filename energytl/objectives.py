@@ -1,9 +1,10 @@
-"""What training minimises: the task's loss and the energy of the reads."""
+"""What training minimises: the task's loss, a digital teacher's outputs, and the energy of the reads."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import regularised_energy
@@ -11,31 +12,80 @@ from energytl.cost.energy import regularised_energy
 
 @dataclass(frozen=True)
 class Objective:
-    """Task loss + λ·Σ_t α_t·ρ·|w_t| (Wang 2021, eq. 13).
+    """Task loss + λ·energy, energy = Σ_t α_t·ρ·|w_t| (Wang 2021, eq. 13) or with the real activations (eq. 19).
 
     Attributes:
-        energy_weight: λ, 0 or more. 0 leaves the energy out and ρ as it is: without a price it would only grow.
-        relative: λ is in units of the energy at the start of training, so that λ = 0.1 adds 0.1 to the first
-            loss whatever the network; otherwise λ is a price for each unit of Σ α·ρ·|w|.
+        energy_weight: λ, 0 or more. 0 leaves the energy out and ρ as it is: without a price it would only grow. Several
+            numbers train one after the other, each from the last one's weights: a family of networks, of which each
+            evaluated point takes the one that needs least.
+        relative: λ is in units of the energy at the start of the (first) training, so that λ = 0.1 adds 0.1 to the
+            first loss whatever the network; otherwise λ is a price for each unit of energy.
+        activity: images of each batch whose inputs' pulses the energy counts (eq. 19), so that training can save
+            them, too. 0: every input counts the same, as in eq. 13.
         rho_lr: learning rate of log ρ.
+        range_lr: learning rate of the log of each layer's input range; 0 keeps the calibrated ones.
+        distillation: share of the task loss, 0..1, that is the distance to the digital network's outputs instead of
+            the labels (Hinton 2015: T²·KL of outputs softened by T).
+        temperature: T.
     """
 
-    energy_weight: float = 0.0
+    energy_weight: float | tuple[float, ...] = 0.0
     relative: bool = True
+    activity: int = 0
     rho_lr: float = 0.02
+    range_lr: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 2.0
 
     def __post_init__(self) -> None:
         """Refuse negative prices and rates."""
-        for name in ("energy_weight", "rho_lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}; allowed: 0 or more")
+        if not self._weights:
+            raise ValueError("objective.energy_weight is an empty list; give one number or more")
+        rates = (("rho_lr", self.rho_lr), ("range_lr", self.range_lr))
+        for name, value in (*(("energy_weight", weight) for weight in self._weights), *rates):
+            if value < 0:
+                raise ValueError(f"objective.{name} is {value}; allowed: 0 or more")
+        if self.activity < 0:
+            raise ValueError(f"objective.activity is {self.activity}; allowed: 0 or more images")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"objective.distillation is {self.distillation}; allowed: 0 to 1")
+        if not self.temperature > 0:
+            raise ValueError(f"objective.temperature is {self.temperature}; allowed: above 0")
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return self.energy_weight if isinstance(self.energy_weight, tuple) else (self.energy_weight,)
+
+    @property
+    def price(self) -> float:
+        """λ, of an objective with one."""
+        (weight,) = self._weights
+        return weight
+
+    def stages(self) -> "list[Objective]":
+        """One objective for each λ.
+
+        >>> [stage.energy_weight for stage in Objective(energy_weight=(0.1, 1.0)).stages()]
+        [0.1, 1.0]
+        """
+        return [replace(self, energy_weight=weight) for weight in self._weights]
 
     @property
     def trains_rho(self) -> bool:
         """Whether ρ is a parameter of the training."""
-        return self.energy_weight > 0 and self.rho_lr > 0
+        return max(self._weights) > 0 and self.rho_lr > 0
 
 
 def network_energy(layers: Iterable[AnalogLayer]) -> Tensor:
     """Σ_t α_t·ρ·|w_t| over the layers, a differentiable scalar; the network must have run once."""
     return sum((regularised_energy(layer) for layer in layers), start=Tensor.new_zeros(Tensor(), ()))
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T²·KL(softmax(teacher/T) ‖ softmax(logits/T)), mean over images; both (images, classes) (Hinton 2015).
+
+    >>> float(distillation_loss(Tensor([[1.0, 2.0]]), Tensor([[2.0, 3.0]]), 2.0))
+    0.0
+    """
+    student, target = (logits / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
+    return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from energytl.results import Result
+from energytl.tables import depthwise_shares
 
 COMPONENTS = {
     "energy_cell_j": "cells",
@@ -36,7 +37,10 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
     """The figures of a recipe, by name; those without numbers to show are left out."""
     makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
         "training_on_chip": training_on_chip,
+        "least_energy": least_energy,
+        "energy_by_condition": energy_by_condition,
         "accuracy_energy": accuracy_energy,
+        "depthwise_share": depthwise_share,
         "energy_by_layer": energy_by_layer,
         "paper_energy_by_layer": paper_energy_by_layer,
         "rho_by_layer": rho_by_layer,
@@ -54,7 +58,7 @@ def case_figures(result: Result) -> dict[str, Figure]:
 
 
 def accuracy_energy(results: dict[str, Result]) -> Figure | None:
-    """Accuracy (median, quartiles) against energy, in the paper's units and in joules."""
+    """Accuracy (median, quartiles) of every point against energy, in the paper's units and in joules."""
     shown = {
         case: result
         for case, result in results.items()
@@ -73,17 +77,29 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
     figure, row = _panels(len(energies), height=4.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, energies.items(), strict=True):
+        lowest = []
         for case, result in shown.items():
-            low, median, high = (100 * result[f"accuracy_{part}"] for part in ("q25", "median", "q75"))
-            spread = [[median - low], [high - median]]
+            points = sorted(result.get("points") or [result], key=lambda point: point[key])
+            low, median, high = (
+                [100 * point[f"accuracy_{part}"] for point in points] for part in ("q25", "median", "q75")
+            )
+            spread = [
+                [m - lo for m, lo in zip(median, low, strict=True)],
+                [hi - m for m, hi in zip(median, high, strict=True)],
+            ]
             style: dict[str, Any] = {
                 "marker": "o",
                 "capsize": 4,
-                "linestyle": "",
+                "linestyle": "-" if len(points) > 1 else "",
                 "color": colours[case],
                 "label": case,
             }
-            axes.errorbar(result[key], median, spread, **style)
+            axes.errorbar([point[key] for point in points], median, spread, **style)
+            lowest += low
+            if key == "energy_paper":
+                _draw_curves(axes, result, colours[case])
+        if any(result.get("curves") for result in shown.values()):
+            axes.set_ylim(min(lowest) - 4, max([*lowest, *digital]) + 1)
         for value in digital:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
@@ -96,6 +112,92 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
     if digital:
         row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(shown) + 1))
+    return figure
+
+
+def _draw_curves(axes: Axes, result: Result, colour: str) -> None:
+    """What the search for the points saw, a thin line for each trained network."""
+    rows = result.get("curves") or []
+    for weight in {row["energy_weight"] for row in rows}:
+        line = [(row["energy_paper"], 100 * row["accuracy"]) for row in rows if row["energy_weight"] == weight]
+        axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.7, alpha=0.6, zorder=0)
+
+
+def least_energy(results: dict[str, Result]) -> Figure | None:
+    """Least energy at each accuracy drop, a line a case: ours, and beside it what a paper reports, in its own unit."""
+    shown = {
+        case: points
+        for case, result in results.items()
+        if len(points := [point for point in result.get("points") or [] if point["drop"] is not None]) > 1
+    }
+    if not shown:
+        return None
+    published = {case: results[case]["published"] for case in shown if results[case].get("published")}
+    figure, (ours, *theirs) = _panels(2 if published else 1, height=4.4)
+    colours = _colours(results)
+    for case, points in shown.items():
+        drops = [f"{100 * point['drop']:g} %" for point in points]
+        energies = [point["energy_paper"] for point in points]
+        ours.plot(drops, energies, color=colours[case], label=case)
+        for drop, point in zip(drops, points, strict=True):
+            fill = colours[case] if point["reached"] else "white"
+            ours.plot(drop, point["energy_paper"], "o", color=colours[case], markerfacecolor=fill)
+        for axes in theirs:
+            if case in published:
+                axes.plot(drops[: len(published[case])], published[case], "o-", color=colours[case], label=case)
+                axes.set(title="published", ylabel="energy (the paper's joules)")
+    ours.set(title="energytl", ylabel="energy (paper units)")
+    for axes in (ours, *theirs):
+        axes.set(yscale="log", xlabel="accuracy drop allowed")
+        axes.grid(alpha=0.3)
+    ours.legend(fontsize="small")
+    return figure
+
+
+def energy_by_condition(results: dict[str, Result]) -> Figure | None:
+    """Energy of the first point of each method under each condition, a line a method; in paper units and joules."""
+    methods: dict[str, dict[str, Result]] = {}
+    for result in results.values():
+        point = (result.get("points") or [result])[0]
+        if result.get("method") and result.get("condition") and point["energy_paper"] is not None:
+            methods.setdefault(result["method"], {})[result["condition"]] = point
+    if not methods:
+        return None
+    conditions = list(dict.fromkeys(condition for points in methods.values() for condition in points))
+    energies = {"energy_paper": "energy (paper units)", "energy_total_j": "total energy, circuits included"}
+    known = {k: v for k, v in energies.items() if all(p[k] is not None for m in methods.values() for p in m.values())}
+    figure, row = _panels(len(known), height=4.2)
+    for axes, (key, label) in zip(row, known.items(), strict=True):
+        for number, (method, points) in enumerate(methods.items()):
+            places = [conditions.index(condition) for condition in points]
+            axes.plot(places, [point[key] for point in points.values()], color=f"C{number}", label=method)
+            for place, point in zip(places, points.values(), strict=True):
+                fill = "white" if point["reached"] is False else f"C{number}"
+                axes.plot(place, point[key], "o", color=f"C{number}", markerfacecolor=fill)
+        axes.set(yscale="log", ylabel=label)
+        axes.set_xticks(range(len(conditions)), conditions)
+        if key.endswith("_j"):
+            axes.yaxis.set_major_formatter(EngFormatter("J"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    row[0].legend(fontsize="small")
+    return figure
+
+
+def depthwise_share(results: dict[str, Result]) -> Figure | None:
+    """Share of the layers with several groups in cells, latency and energy, bars for each case that has any."""
+    shares = {case: depthwise_shares(result) for case, result in results.items()}
+    if not any(share.get("cells", 0) > 0 for share in shares.values()):
+        return None
+    names = list(dict.fromkeys(name for share in shares.values() for name in share))
+    figure, (axes,) = _panels(1, height=4.2)
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [i + (number - (len(names) - 1) / 2) * width for i in range(len(shares))]
+        axes.bar(places, [100 * share.get(name, 0.0) for share in shares.values()], width, label=name)
+    axes.set_xticks(range(len(shares)), list(shares))
+    axes.set_ylabel("share of the depthwise layers (%)")
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -36,6 +36,9 @@ OWN_TRAINER_SETTINGS = {
 }
 """What energytl sets of Lightning's Trainer; everything else can be set in a recipe."""
 
+KEPT = "trained"
+"""Folder beside the recipes' runs with finished trainings that other runs may share."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message is one line for its author."""
@@ -80,10 +83,16 @@ class Recipe:
             Noiseless: quantised only.
         objective: the price of energy in training (technique B).
         train: training of the analog network, from the digital one's weights.
+        share_training: keep the trained analog network, and take it from any earlier run with the same settings that
+            training sees, of this recipe or another.
         evaluation: how accuracy is measured; null: not at all.
         periphery: the circuits around the arrays; null: not modelled.
         strict: refuse networks of which some weights would stay digital.
         calibration_batches: training batches that set the input ranges.
+        baseline: the case is one that the others are compared with.
+        method: what the case shows, if it differs from its name; with `condition`, figures group cases.
+        condition: under which circumstances.
+        published: energies that a paper reports for the same drops, in its own unit, to compare ratios with.
         seed: of weights, order of images and noise.
     """
 
@@ -95,10 +104,15 @@ class Recipe:
     training_computation: Computation = Moments()
     objective: Objective = Objective()
     train: Fit | None = None
+    share_training: bool = False
     evaluation: Evaluation | None = field(default_factory=Evaluation)
     periphery: Periphery | None = field(default_factory=Periphery)
     strict: bool = True
     calibration_batches: int = 4
+    baseline: bool = False
+    method: str | None = None
+    condition: str | None = None
+    published: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -164,26 +178,20 @@ def read(path: Path, overrides: list[str]) -> list[Case]:
     """The cases of a recipe file, in their order; a file without `cases` has one, named after the file.
 
     Args:
-        path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted.
+        path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `base` names
+            a recipe beside it, or several, of which later ones win, from which this one differs in what it says.
         overrides: as on the command line, --key.sub=value; they win over the file and its cases.
 
     Raises:
         RecipeError: for what cannot be read, in one line.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"recipe {path} not found") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"recipe {path} is not a mapping of settings")
+    content = _content(path)
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
     cases = []
     for name, changes in variants.items():
-        if not str(name).strip(". ") or set(str(name)) & set("/\\\0") or str(name) == "pretrained":
+        if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
             raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
         merged = merge(nested(content), nested(changes or {}))
         try:
@@ -194,6 +202,27 @@ def read(path: Path, overrides: list[str]) -> list[Case]:
         settings.pop("config", None)
         cases.append(Case(str(name), settings))
     return cases
+
+
+def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file's settings, upon those of its base."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"recipe {path} not found" + (f", the base of {above[-1]}" if above else "")) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} is not a mapping of settings")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if path in above:
+        raise RecipeError(f"recipe {path} is its own base")
+    merged: dict[str, Any] = {}
+    for name in base if isinstance(base, list) else [base]:
+        merged = merge(merged, _content(path.parent / str(name), (*above, path)))
+    return merge(merged, content)
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +239,18 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
             value = {parent: value}
         unfolded = merge(unfolded, value)
     return unfolded
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones, the inverse of `nested`.
+
+    >>> flat({"hardware": {"rho": 2}, "seed": 0})
+    {'hardware.rho': 2, 'seed': 0}
+    """
+    dotted: dict[str, Any] = {}
+    for name, value in settings.items():
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return dotted
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

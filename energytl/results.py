@@ -26,6 +26,25 @@ SUMMARY_KEYS = (
 )
 """Keys of a case in summary.json. Accuracies are fractions, energies are per image, null is "not modelled"."""
 
+POINT_KEYS = (
+    "drop",
+    "reached",
+    "rho_factor",
+    "energy_weight",
+    "accuracy_median",
+    "accuracy_q25",
+    "accuracy_q75",
+    "accuracy_drop",
+    "accuracy_drop_low",
+    "accuracy_drop_high",
+    "accuracy_quantised",
+    "energy_paper",
+    "energy_cell_j",
+    "energy_total_j",
+)
+"""Keys of a point in summary.json, where a case has several: what its accuracy may lose, whether it loses no more, the
+factor on the trained ρ, λ of its training, the accuracy, its drop with a 95 % interval, and energies."""
+
 TRAINING_KEYS = ("training_energy_j", "training_latency_s", "training_pulses")
 """The same of cases that trained on the chip: of the whole training."""
 
@@ -109,7 +128,12 @@ def latest_results(recipe_folder: Path) -> dict[str, Result]:
     return dict(sorted(results.items(), key=lambda item: item[1]["order"]))
 
 
-def summarise(results: dict[str, Result]) -> dict[str, dict[str, float | int | None]]:
+def summarise(results: dict[str, Result]) -> dict[str, dict[str, Any]]:
     """What summary.json holds."""
     keys = SUMMARY_KEYS + TRAINING_KEYS
-    return {case: {key: result[key] for key in keys if key in result} for case, result in results.items()}
+    summary: dict[str, dict[str, Any]] = {}
+    for case, result in results.items():
+        summary[case] = {key: result[key] for key in keys if key in result}
+        if len(result.get("points", ())) > 1:
+            summary[case]["points"] = [{key: point[key] for key in POINT_KEYS} for point in result["points"]]
+    return summary

@@ -1,47 +1,33 @@
 """The whole flow on one page: recipe → data → digital network → convert → train → evaluate → cost → result."""
 
-import hashlib
-import json
+import copy
+import math
 import platform
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
-from energytl.analog.convert import calibrate, configure, convert
+from energytl.analog.convert import calibrate, convert
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
-from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
-from energytl.cost.estimate import Cost, estimate, mean_cost
-from energytl.cost.training import Activity
-from energytl.data import ImageData
-from energytl.evaluation import (
-    Evaluation,
-    accuracies,
-    chip_draws,
-    digital_accuracy,
-    least_rho_factor,
-    noiseless_draw,
-    quartiles,
-    read_draws,
-)
-from energytl.optim.pulsed_optimizer import PulsedOptimizer
+from energytl.cost.estimate import estimate
+from energytl.evaluation import Batches, digital_correct
 from energytl.plots import case_figures
-from energytl.recipe import Case, Fit, Recipe, RecipeError
+from energytl.points import Points, cost_numbers, price
+from energytl.recipe import KEPT, Case, Recipe, RecipeError, flat
 from energytl.results import (
+    POINT_KEYS,
     Result,
     finished,
     new_version,
@@ -49,8 +35,11 @@ from energytl.results import (
     version_number,
     versions,
     write_json,
-    write_tensors,
 )
+from energytl.training import Trained, load_weights, pretrain, several_processes, train
+
+HELD_IMAGES_BYTES = 2**31
+"""Test images up to this size are read and transformed once and held; more are loaded anew for each measurement."""
 
 
 def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Result:
@@ -69,37 +58,39 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     started = time.monotonic()
     recipe = prepare(case, needs_data=True)
     digital = recipe.network
+    kept = recipe_folder.parent / KEPT
     if recipe.pretrain is not None:
-        _pretrain(case, recipe, digital, recipe_folder)
+        pretrain(case, recipe, digital, kept)
     device = _device(case)
-    accuracy_digital = None
+    test: Batches = []
+    right: Tensor | None = None
     if recipe.evaluation is not None:
-        test = recipe.data.test_dataloader(recipe.evaluation.images)
-        accuracy_digital = digital_accuracy(digital.to(device), test, f"{case.name}: digital")
-        if recipe.evaluation.max_drop is not None:
-            _refuse_chance(case, accuracy_digital - recipe.evaluation.max_drop, recipe.data.classes)
+        test = _test_images(recipe)
+        right = digital_correct(digital.to(device), test, f"{case.name}: digital")
+        drops = recipe.evaluation.drops
+        if drops:
+            _refuse_chance(case, float(right.double().mean()) - max(drops), recipe.data.classes)
+    teacher = copy.deepcopy(digital) if recipe.objective.distillation else None
     analog = prepare_analog(recipe, digital).to(device)
-    history = History()
-    activities: list[Activity] = []
     logger = TensorBoardLogger(
         recipe_folder.parent,
         f"{recipe_folder.name}/{case.name}",
         version=version_number(folder),
         default_hp_metric=False,
     )
-    if recipe.train is not None:
-        configure(analog, computation=recipe.training_computation)
-        module = Classifier(
-            analog, recipe.data.classes, recipe.train.optimizer, recipe.train.scheduler, recipe.objective
-        )
-        activities = _fit(case, module, recipe.train, recipe, folder / "checkpoints", logger, history)
-        configure(analog, computation=recipe.hardware.computation)
-    result: Result = {"case": case.name, "order": order, "recipe": recipe_folder.name}
-    result |= _measure(case.name, analog.to(device), recipe, accuracy_digital, activities)
-    if accuracy_digital is not None and _untrained(recipe, accuracy_digital):
-        result["accuracy_digital"] = None  # no number to compare with
+    trained = train(case, recipe, analog, teacher, folder, kept, logger)
+    result: Result = {
+        "case": case.name,
+        "order": order,
+        "recipe": recipe_folder.name,
+        "baseline": recipe.baseline,
+        "method": recipe.method,
+        "condition": recipe.condition,
+        "published": recipe.published,
+    }
+    result |= _measure(case.name, analog.to(device), recipe, trained, test, right)
     result |= {
-        "history": history.rows,
+        "history": trained[-1].history,
         "seed": recipe.seed,
         "seconds": round(time.monotonic() - started, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,6 +99,29 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
     }
     _record(logger, case, folder, result)
     return result
+
+
+def _test_images(recipe: Recipe) -> Batches:
+    """Batches of test images: held, or where they are many, a loader of them."""
+    assert recipe.evaluation is not None
+    loader = recipe.data.test_dataloader(recipe.evaluation.images)
+    size = len(loader.dataset) * math.prod(recipe.data.shape) * 4  # type: ignore[arg-type]
+    return list(loader) if size <= HELD_IMAGES_BYTES else loader
+
+
+def _measure(
+    label: str, analog: nn.Module, recipe: Recipe, trained: list[Trained], test: Batches, right: Tensor | None
+) -> Result:
+    """The points of a case; the first one's numbers are the case's own."""
+    if right is None:
+        cost = price(analog, recipe.data, 1, recipe)
+        if trained[-1].activities:
+            cost = cost.with_training(trained[-1].activities, recipe.periphery)
+        return dict.fromkeys(POINT_KEYS) | {"accuracy_digital": None, "rho_factor": 1.0} | cost_numbers(cost)
+    points, curves = Points(label, analog, recipe, test, right).measure(trained)
+    accuracy = float(right.double().mean())
+    accuracy_digital = None if _untrained(recipe, accuracy) else accuracy  # None: no number to compare with
+    return points[0] | {"accuracy_digital": accuracy_digital, "points": points, "curves": curves}
 
 
 def _untrained(recipe: Recipe, accuracy_digital: float) -> bool:
@@ -165,7 +179,9 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         analog = convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
         if recipe.train is not None:  # settings of the optimizer are checked where it is made
             train, classes = recipe.train, recipe.data.classes
-            Classifier(analog, classes, train.optimizer, train.scheduler, recipe.objective).configure_optimizers()
+            objective = recipe.objective.stages()[0]
+            module = Classifier(analog, classes, train.optimizer, train.scheduler, objective, recipe.network)
+            module.configure_optimizers()
     except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
@@ -189,65 +205,15 @@ def prepare_analog(recipe: Recipe, digital: nn.Module) -> nn.Module:
     return analog
 
 
-def load_weights(network: nn.Module, path: str | None) -> nn.Module:
-    """Load a state dict, whether bare or under `state_dict`, with or without a `module.` before its names.
-
-    Raises:
-        RecipeError: if there is no such file, or it is of another network.
-    """
-    if path is None:
-        return network
-    if not Path(path).is_file():
-        raise RecipeError(f"weights {path} not found: set --weights to a state dict's file")
-    content = _load(Path(path), "weights")
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise RecipeError(f"weights {path} holds no state dict")
-    stripped = {name.removeprefix("module.").removeprefix("network."): tensor for name, tensor in state.items()}
-    own = network.state_dict()
-    shapes = [name for name in own if name in stripped and own[name].shape != stripped[name].shape]
-    missing, unknown = network.load_state_dict({n: t for n, t in stripped.items() if n not in shapes}, strict=False)
-    missing = [name for name in missing if name not in shapes]
-    for problem, names in (("has no", missing), ("has an unknown", unknown), ("has another shape of", shapes)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}")
-    return network
-
-
-def _load(path: Path, what: str) -> Any:  # noqa: ANN401
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken file provokes
-        raise RecipeError(
-            f"{what} {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged; remove or "
-            "replace it"
-        ) from error
-
-
-def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
-    """Cost for one image: the mean over so many batches, spread over the test set; of a blank image without data."""
-    device = next(analog.parameters()).device
-    if data.test_set is None:
-        blank = torch.zeros(1, *data.shape, device=device)
-        return estimate(analog, blank, recipe.periphery, blank=True)
-    spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
-    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
-
-
 def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
     """Where the case runs. With several processes the first one decides: it starts the others, or tells them."""
-    follows, together = rank_zero_only.rank != 0, _several_processes()  # type: ignore[attr-defined]
+    follows, together = rank_zero_only.rank != 0, several_processes()  # type: ignore[attr-defined]
     chosen: list[str | None] = [None]
     if not (follows and together):
         chosen = [str(_choose_version(case, case_folder, resume or follows))]
     if together:
         torch.distributed.broadcast_object_list(chosen)
     return Path(str(chosen[0]))
-
-
-def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
@@ -269,126 +235,13 @@ def _device(case: Case) -> torch.device:
     return Trainer(**settings).strategy.root_device
 
 
-def _pretrain(case: Case, recipe: Recipe, network: nn.Module, recipe_folder: Path) -> None:
-    """Train the digital network, or load what the same settings have trained before."""
-    assert recipe.pretrain is not None
-    settings = case.resolved()
-    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed", "trainer")}
-    if recipe.weights is not None:
-        relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
-    folder = recipe_folder / "pretrained" / digest
-    done = folder / "network.pt"
-    if not done.is_file():
-        module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
-        _fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
-        rank_zero_only(write_tensors)(done, network.state_dict())
-        if _several_processes():
-            torch.distributed.barrier()  # the others load what the first one writes
-    load_weights(network, str(done))
-    seed_everything(recipe.seed, workers=True, verbose=False)
-
-
-def _fit(
-    case: Case,
-    module: Classifier,
-    fit: Fit,
-    recipe: Recipe,
-    checkpoints: Path,
-    logger: TensorBoardLogger | None,
-    history: History,
-) -> list[Activity]:
-    """Train with a checkpoint after each epoch, going on from the last one that is there; what on-chip arrays did."""
-    last = checkpoints / "last.ckpt"
-    if last.is_file():
-        _load(last, "checkpoint")  # refuses a damaged file in one line
-    settings = case.trainer_settings()
-    plugins = settings.pop("plugins") or []
-    trainer = Trainer(
-        **settings,
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()],
-        max_epochs=fit.epochs,
-        logger=logger or False,
-        default_root_dir=checkpoints.parent,
-        enable_model_summary=False,
-        callbacks=[
-            SeededEpochs(recipe.seed),
-            history,
-            StopAtNaN(),
-            ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
-        ],
-    )
-    try:
-        trainer.fit(module, datamodule=recipe.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
-    return [
-        activity
-        for optimizer in trainer.optimizers
-        if isinstance(optimizer, PulsedOptimizer)
-        for activity in optimizer.activities()
-    ]
-
-
-def _measure(
-    label: str, analog: nn.Module, recipe: Recipe, accuracy_digital: float | None, activities: list[Activity]
-) -> Result:
-    """Accuracy and cost of a trained network, as plain numbers."""
-    evaluation = recipe.evaluation
-    result: Result = dict.fromkeys(("accuracy_median", "accuracy_q25", "accuracy_q75", "accuracy_quantised"))
-    result |= {"accuracy_digital": accuracy_digital, "rho_factor": 1.0, "reached": None}
-    if evaluation is not None and accuracy_digital is not None:
-        test = recipe.data.test_dataloader(evaluation.images)
-        if evaluation.max_drop is not None:
-            factor = _scale_rho(label, analog, recipe, evaluation, accuracy_digital - evaluation.max_drop)
-            result |= {"rho_factor": factor or 1.0, "reached": factor is not None}
-        draws = [
-            noiseless_draw(),
-            *read_draws(analog, evaluation.reads, fold(recipe.seed, 2)),
-            *chip_draws(evaluation.chips, fold(recipe.seed, 3)),
-        ]
-        quantised, *rest = accuracies(analog, test, draws, f"{label}: evaluating")
-        reads, chips = rest[: evaluation.reads], rest[evaluation.reads :]
-        low, median, high = quartiles(reads)
-        result |= {"accuracy_median": median, "accuracy_q25": low, "accuracy_q75": high}
-        result |= {"accuracy_quantised": quantised, "accuracies": reads, "accuracies_chips": chips}
-        if chips:
-            low, median, high = quartiles(chips)
-            result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
-    cost = price(analog, recipe.data, evaluation.cost_batches if evaluation else 1, recipe)
-    if activities:
-        cost = cost.with_training(activities, recipe.periphery)
-    return result | cost.numbers() | {"layers": cost.rows(), "not_modelled": list(cost.not_modelled)}
-
-
-def _scale_rho(label: str, analog: nn.Module, recipe: Recipe, evaluation: Evaluation, target: float) -> float | None:
-    batches = list(recipe.data.test_dataloader(evaluation.images))
-
-    def accurate(stream: int) -> bool:
-        draws = read_draws(analog, evaluation.reads, fold(recipe.seed, stream))
-        lower_quartile, _, _ = quartiles(accuracies(analog, batches, draws, f"{label}: least ρ"))
-        return lower_quartile >= target
-
-    return least_rho_factor(analog, partial(accurate, 4), partial(accurate, 5))
-
-
 @rank_zero_only
 def _record(logger: TensorBoardLogger, case: Case, folder: Path, result: Result) -> None:
     """TensorBoard's hyperparameters and figures, then result.json, with which the case is finished."""
     metrics = {name: value for name, value in result.items() if isinstance(value, float | int) and name != "order"}
-    settings = {name: value for name, value in _flat(case.resolved()).items() if value is not None}
+    settings = {name: value for name, value in flat(case.resolved()).items() if value is not None}
     logger.log_hyperparams(settings, {f"result/{name}": value for name, value in metrics.items()})
     for name, figure in case_figures(result).items():
         logger.experiment.add_figure(name, figure)
     logger.finalize("success")
     write_json(folder / "result.json", result)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -69,6 +69,33 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def synthetic():
+    """synthetic(points, **changes): a finished case's result without a run; points as (drop, energy, reached)."""
+
+    def point(drop: float | None, energy: float, reached: bool | None, total_j: float) -> dict:
+        accuracies = {"accuracy_median": 0.9, "accuracy_q25": 0.89, "accuracy_q75": 0.91, "accuracy_quantised": 0.92}
+        drops = {"accuracy_drop": 0.031, "accuracy_drop_low": 0.021, "accuracy_drop_high": 0.041}
+        energies = {"energy_paper": energy, "energy_cell_j": energy * 1e-15, "energy_total_j": total_j}
+        asked = {"drop": drop, "reached": reached, "rho_factor": 1.0, "energy_weight": 0.5}
+        return asked | accuracies | drops | energies
+
+    def layer(name: str, groups: int, total_j: float) -> dict:
+        parts = {"energy_converter_j": 0.4 * total_j, "energy_row_driver_j": 0.3 * total_j}
+        parts |= {"energy_cell_j": 0.2 * total_j, "energy_shift_add_j": 0.1 * total_j, "energy_total_j": total_j}
+        return {"name": name, "groups": groups, "cells": 10, "latency_s": 1e-6, "rho": 2.0, "energy_paper": 5.0} | parts
+
+    def made(points: list[tuple], total_j: float = 1e-9, groups: tuple[int, ...] = (1, 1), **changes: object) -> dict:
+        several = [point(*(*asked, None)[:3], total_j) for asked in points]
+        result = {"case": "a", "order": 0, "cells": 6272, "reads": 2, "latency_s": 1e-6, "accuracy_digital": 0.93}
+        result |= {"accuracies_chips": [], "not_modelled": ["wires"], "history": [{"epoch": 1.0, "rho": 2.0}]}
+        result |= {"seed": 0, "seconds": 30.0, "finished": "2026-01-02T03:04:05+00:00", "versions": {"torch": "2.9"}}
+        result |= {"layers": [layer(f"layer{i}", n, (i + 1) * total_j) for i, n in enumerate(groups)]}
+        return several[0] | {"points": several, "curves": []} | result | changes
+
+    return made
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--data", type=Path, help="folder with MNIST, CIFAR and weights/ (see README); else beside the checkout"

@@ -14,9 +14,10 @@ LAYERS = (
     ("devices",),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "data", "models", "results"),
-    ("classifier", "callbacks", "evaluation", "plots"),
-    ("recipe", "report", "device_fit"),
+    ("objectives", "optim", "ranges", "data", "models", "results"),
+    ("classifier", "callbacks", "evaluation", "frontier", "tables"),
+    ("plots", "recipe", "report", "device_fit"),
+    ("training", "points", "results_page"),
     ("run",),
     ("cli",),
 )

@@ -5,12 +5,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from energytl import Fluctuation, Hardware, analog_layers, convert
+from energytl import Fluctuation, Hardware, analog_layers, convert, estimate
 from energytl.callbacks import History, SeededEpochs
 from energytl.classifier import Classifier
 from energytl.data import Digits
 from energytl.models import mlp
-from energytl.objectives import Objective, network_energy
+from energytl.objectives import Objective, distillation_loss, network_energy
 
 
 def train(objective, epochs=2, seed=0, rho=1.0):
@@ -84,3 +84,73 @@ def test_rho_is_a_group_of_its_own_without_weight_decay():
     assert (weights["lr"], weights["weight_decay"]) == (0.1, 0.5)
     assert (rho["lr"], rho["weight_decay"]) == (0.3, 0.0)
     assert [id(parameter) for parameter in rho["params"]] == [id(layer.log_rho) for layer in module.layers]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_is_the_divergence_from_the_softened_teacher(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (3 * torch.randn(20, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    logits.requires_grad_()
+    p, q = ((y / temperature).softmax(1) for y in (teacher, logits))
+    expected = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+    loss = distillation_loss(logits, teacher, temperature)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, temperature * (q - p).detach() / 20)
+
+
+def silent_step(objective, teacher=None):
+    """A silent network's batch, logits and loss."""
+    torch.manual_seed(0)
+    silent = Hardware(rho=3.0, fluctuation=Fluctuation(intensity=0.0))
+    network = convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), silent, seed=0)
+    module = Classifier(network, 2, torch.optim.SGD, objective=objective, teacher=teacher)
+    module.log = lambda *args, **kwargs: None
+    batch = torch.rand(8, 1, 2, 2), torch.randint(2, (8,))
+    logits = network(batch[0])
+    return network, batch, logits, module.training_step(batch, 0)
+
+
+def test_the_loss_with_a_teacher_is_both_losses_in_proportion():
+    teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(4, 2))
+    _, (images, labels), logits, loss = silent_step(Objective(distillation=0.3, temperature=4.0), teacher)
+    target = teacher[2](images.flatten(1)).detach()  # without dropout
+    torch.testing.assert_close(
+        loss, 0.7 * nn.functional.cross_entropy(logits, labels) + 0.3 * distillation_loss(logits, target, 4.0)
+    )
+    assert all(module.training for module in teacher.modules())  # as it was
+    loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_distillation_wants_a_teacher():
+    with pytest.raises(ValueError, match="wants a teacher"):
+        silent_step(Objective(distillation=0.5))
+
+
+@pytest.mark.parametrize("images", [1, 5, 8, 100])
+def test_the_price_of_activity_is_that_of_the_pulses_of_some_images(images):
+    objective = Objective(energy_weight=0.01, relative=False, activity=images)
+    network, (x, labels), logits, loss = silent_step(objective)
+    energy = estimate(network, x[:images], None).energy_paper
+    expected = nn.functional.cross_entropy(logits, labels) + 0.01 * energy
+    torch.testing.assert_close(loss, expected)
+    task = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), network[1].weight, retain_graph=True)[0]
+    both = torch.autograd.grad(loss, network[1].weight, retain_graph=True)[0]
+    assert (both - task).abs().max() > 0  # the first layer's own weights, and through the second one's inputs
+    log_rho = [layer.log_rho for layer in analog_layers(network).values()]
+    slopes = torch.autograd.grad(loss, log_rho)
+    assert float(sum(slopes)) == pytest.approx(0.01 * energy, rel=1e-4)
+
+
+def test_a_relative_price_of_activity_adds_its_weight_at_the_start():
+    _, (_, labels), logits, loss = silent_step(Objective(energy_weight=0.2, activity=4))
+    torch.testing.assert_close(loss - nn.functional.cross_entropy(logits, labels), torch.tensor(0.2))
+
+
+def test_a_family_trains_one_price_at_a_time():
+    family = Objective(energy_weight=(0.0, 0.5), rho_lr=0.1, distillation=0.5)
+    assert family.trains_rho
+    stages = family.stages()
+    assert stages == [Objective(w, rho_lr=0.1, distillation=0.5) for w in (0.0, 0.5)]
+    assert [(stage.price, stage.trains_rho) for stage in stages] == [(0.0, False), (0.5, True)]

@@ -262,7 +262,7 @@ def test_another_trainer_pretrains_anew(recipe, tmp_path):
     arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "traditional"]
     assert cli.main([*arguments, "--trainer.limit_train_batches=2"]) == 0
     assert cli.main(arguments) == 0
-    assert len(list((tmp_path / "tiny" / "pretrained").iterdir())) == 2
+    assert len(list((tmp_path / "trained").iterdir())) == 2
 
 
 def test_cases_that_the_recipe_no_longer_has_leave_its_report(recipe, tmp_path):
@@ -291,7 +291,8 @@ def test_check_says_what_would_run(recipe, capsys):
     assert "pre-train 3 epochs, train 1 epochs" in out
 
 
-def test_check_of_missing_data_tells_and_fails(recipe, capsys):
+def test_check_of_missing_data_tells_and_fails(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no folder data
     assert (
         cli.main(["check", str(recipe), "--data", "energytl.data.CIFAR10", "--network", "energytl.models.resnet20"])
         == 2

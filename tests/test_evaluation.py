@@ -1,20 +1,23 @@
-"""Monte Carlo accuracy and the search for the least ρ."""
-
-import math
+"""Monte Carlo accuracy, and what can be said from a finite number of images and reads."""
 
 import pytest
 import torch
 from torch import nn
 
-from energytl import Frozen, Hardware, Moments, Noiseless, analog_layers, convert
+from energytl import Frozen, Hardware, Moments, Noiseless, analog_layers, configure, convert
 from energytl.evaluation import (
     Draw,
+    Evaluation,
     accuracies,
     chip_draws,
+    correct,
     digital_accuracy,
-    least_rho_factor,
+    digital_correct,
+    drop_interval,
+    every,
     noiseless_draw,
     read_draws,
+    same_accuracy,
 )
 
 
@@ -55,49 +58,84 @@ def test_measuring_leaves_the_network_as_it_was(task):
     assert {layer.hardware.computation for layer in analog_layers(analog).values()} == {Moments()}
 
 
-def rho_of(network):
-    return [float(layer.rho.detach()) for layer in analog_layers(network).values()]
+def test_which_images_are_right_is_known_for_every_draw(task):
+    network, batches = task
+    analog = convert(network, Hardware(rho=0.3), seed=0)
+    draws = [noiseless_draw(), *read_draws(analog, 2, seed=5)]
+    right = correct(analog, batches, draws, "")
+    assert (right.shape, right.dtype) == ((3, 200), torch.bool)
+    assert right.double().mean(1).tolist() == accuracies(analog, batches, draws, "")
+    with torch.no_grad():
+        configure(analog.eval(), computation=Noiseless())
+        expected = torch.cat([analog(x).argmax(1) == labels for x, labels in batches])
+    assert torch.equal(right[0], expected)
+    wrong = [(x, (labels + 1) % 4) for x, labels in batches]
+    assert not digital_correct(network, wrong, "").any()
 
 
-def always():
-    return True
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 130, 500])
+@pytest.mark.parametrize("sizes", [[5, 5, 5], [4, 1, 9, 2], [13]])
+def test_every_nth_image_is_kept_across_batches(stride, sizes):
+    images = torch.arange(float(sum(sizes)))
+    parts = every(zip(images.split(sizes), (10 * images).split(sizes), strict=True), stride)
+    assert torch.equal(torch.cat([x for x, _ in parts]), images[::stride])
+    assert torch.equal(torch.cat([labels for _, labels in parts]), 10 * images[::stride])
+    assert all(len(x) for x, _ in parts)
 
 
-def test_the_least_factor_is_found_to_its_precision(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    threshold = 0.37
-    factor = least_rho_factor(analog, lambda: rho_of(analog)[0] / 2.0 >= threshold, always, precision=0.01)
-    assert threshold <= factor <= threshold * 1.01
-    assert rho_of(analog) == pytest.approx([2 * factor] * 2, rel=1e-5)
+def outcomes(p, reads, generator):
+    """Independent reads of images that are right with probabilities p, bool (reads, images)."""
+    return torch.rand(reads, len(p), generator=generator) < p
 
 
-def test_rho_may_be_raised_until_the_conductance_window_is_full(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    factor = least_rho_factor(analog, lambda: rho_of(analog)[0] >= 60, always)
-    assert math.isclose(factor * 2, 60, rel_tol=0.06)
+def test_the_interval_of_a_drop_holds_the_true_one_in_95_of_100_experiments():
+    generator, trials, images = torch.Generator().manual_seed(0), 2000, 400
+    true_drop = 0.9 - 0.85  # digital: right on 90 % of all images; analog: mean of a uniform 0.7..1
+    covered = 0
+    for _ in range(trials):
+        p = 0.7 + 0.3 * torch.rand(images, generator=generator)
+        digital = torch.rand(images, generator=generator) < 0.9
+        mean, low, high = drop_interval(digital, outcomes(p, 3, generator))
+        assert low < mean < high
+        covered += low <= true_drop <= high
+    assert abs(covered / trials - 0.95) < 5 * (0.95 * 0.05 / trials) ** 0.5
 
 
-def test_what_cannot_be_reached_is_said_and_leaves_rho(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    assert least_rho_factor(analog, lambda: False, always) is None
-    assert rho_of(analog) == pytest.approx([2.0, 2.0])
+def test_a_drop_is_the_difference_of_the_mean_accuracies():
+    generator = torch.Generator().manual_seed(0)
+    digital, reads = torch.rand(50, generator=generator) < 0.9, outcomes(torch.full((50,), 0.8), 4, generator)
+    mean, low, high = drop_interval(digital, reads)
+    assert mean == pytest.approx(float(digital.double().mean() - reads.double().mean()))
+    assert (low + high) / 2 == pytest.approx(mean, abs=1e-6)
+    assert drop_interval(digital, digital.expand(3, -1)) == (0.0, 0.0, 0.0)
 
 
-def test_the_search_ends_at_its_smallest_factor(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    assert least_rho_factor(analog, always, always, smallest=0.01) == pytest.approx(0.01, rel=0.06)
+@pytest.mark.parametrize("reads", [2, 5])
+def test_the_difference_between_exact_reads_and_moments_has_its_standard_error(reads):
+    generator, trials = torch.Generator().manual_seed(0), 2000
+    p = torch.rand(300, generator=generator).pow(0.2)  # most images are nearly certain
+    z = torch.empty(trials, dtype=torch.float64)
+    for trial in range(trials):
+        exact, moments = outcomes(p, 1, generator)[0], outcomes(p, reads, generator)
+        difference, error = same_accuracy(exact, moments)
+        z[trial] = difference / error
+    assert abs(float(z.mean())) < 5 / trials**0.5
+    assert abs(float(z.square().mean()) - 1) < 5 * (2 / trials) ** 0.5
 
 
-def test_a_factor_that_is_not_confirmed_is_raised(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    lucky, needed = 0.2, 0.3
-    factor = least_rho_factor(
-        analog, lambda: rho_of(analog)[0] / 2 >= lucky, lambda: rho_of(analog)[0] / 2 >= needed, precision=0.01
-    )
-    assert needed <= factor <= needed * 1.03
+def test_other_probabilities_of_the_exact_reads_are_seen():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.full((2000,), 0.8)
+    difference, error = same_accuracy(outcomes(p - 0.1, 1, generator)[0], outcomes(p, 5, generator))
+    assert difference / error < -5
 
 
-def test_a_factor_that_nothing_confirms_is_not_reached(task):
-    analog = convert(task[0], Hardware(rho=2.0))
-    assert least_rho_factor(analog, always, lambda: False) is None
-    assert rho_of(analog) == pytest.approx([2.0, 2.0])
+def test_one_drop_several_or_none_are_asked_for():
+    assert Evaluation().drops == ()
+    assert Evaluation(max_drop=0.01).drops == (0.01,)
+    assert Evaluation(max_drop=(0.01, 0.02)).drops == (0.01, 0.02)
+
+
+def test_exact_images_want_two_reads_to_compare_with():
+    with pytest.raises(ValueError, match=r"evaluation\.exact_images wants evaluation\.reads of 2 or more"):
+        Evaluation(reads=1, exact_images=10)

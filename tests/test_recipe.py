@@ -49,6 +49,16 @@ def test_overrides_win_over_cases(written):
     assert case.trainer_settings()["accelerator"] == "cpu"
 
 
+def test_a_number_or_a_list_of_drops_and_prices(written):
+    cases = {"one": {"evaluation.max_drop": 0.01, "objective.energy_weight": 0.1}}
+    cases |= {"more": {"evaluation": {"max_drop": [0.01, 0.02], "budgets": [5]}, "objective.energy_weight": [0.1, 1]}}
+    one, more = (case.build() for case in read(written(BASE | {"cases": cases}), []))
+    assert (one.evaluation.max_drop, one.evaluation.drops, one.objective.energy_weight) == (0.01, (0.01,), 0.1)
+    assert more.evaluation.drops == (0.01, 0.02)
+    assert more.evaluation.budgets == (5,)
+    assert [stage.energy_weight for stage in more.objective.stages()] == [0.1, 1]
+
+
 def test_the_resolved_recipe_is_a_recipe_that_says_the_same(written):
     (case,) = read(written(BASE | {"train": {"epochs": 3}, "objective": {"energy_weight": 1.0e-3}}), [])
     (again,) = read(written(case.as_yaml(), "again.yaml"), [])
@@ -109,6 +119,16 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--objective.energy_weight=-1", "objective.energy_weight is -1.0"),
         ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 or more"),
         ("--evaluation.max_drop=1.5", "evaluation.max_drop is 1.5"),
+        ("--evaluation.max_drop=[0.01,1.5]", "evaluation.max_drop is 1.5; allowed: 0 up to 1"),
+        ("--evaluation.max_drop=[-0.1]", "evaluation.max_drop is -0.1"),
+        ("--evaluation.budgets=[100,0]", "evaluation.budgets has 0.0; allowed: above 0"),
+        ("--evaluation.budgets=[-1]", "evaluation.budgets has -1.0; allowed: above 0"),
+        ("--evaluation.search_images=0", "evaluation.search_images is 0; allowed: 1 or more"),
+        ("--objective.energy_weight=[]", "objective.energy_weight is an empty list"),
+        ("--objective.energy_weight=[0.1,-1]", "objective.energy_weight is -1.0; allowed: 0 or more"),
+        ("--objective.activity=-1", "objective.activity is -1; allowed: 0 or more"),
+        ("--objective.distillation=1.5", "objective.distillation is 1.5; allowed: 0 to 1"),
+        ("--objective.temperature=0", "objective.temperature is 0.0; allowed: above 0"),
         ("--periphery.rows=0", "periphery.rows is 0"),
         ("--calibration_batches=0", "calibration_batches is 0"),
         ("--data.batch_size=0", "data.batch_size is 0"),

@@ -4,33 +4,75 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.io import write_png
 
 from energytl import cli
 from energytl.recipe import read
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
 SHORT = {
     "quickstart": ["--pretrain.epochs=1", "--train.epochs=1", "--evaluation.reads=2", "--evaluation.images=100"],
     "onchip_mnist": ["--train.epochs=1", "--trainer.limit_train_batches=2", "--evaluation.images=100"],
-    "cifar10_resnet20": [
+    "lenet": ["--pretrain.epochs=1", "--train.epochs=1", "--trainer.limit_train_batches=5", "--evaluation.images=50"],
+    "cifar10": [
         "--train.epochs=1",
-        "--trainer.limit_train_batches=2",
-        "--trainer.limit_val_batches=2",
-        "--evaluation.images=50",
+        "--data.batch_size=10",
+        "--trainer.limit_train_batches=1",
+        "--trainer.limit_val_batches=1",
+        "--calibration_batches=1",
+        "--evaluation.cost_batches=1",
+        "--evaluation.images=20",
         "--evaluation.reads=1",
-        "--evaluation.max_drop=0.5",
     ],
+    "imagenet": ["--data.batch_size=4", "--calibration_batches=1"],
 }
-"""Overrides that make a recipe run in seconds."""
+"""Overrides that make recipes run in seconds, by the network or data that they are about."""
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """A thousand classes of one tiny image each, to train on and to test with."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for part in ("train", "val"):
+        for number in range(1000):
+            folder = root / part / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            write_png(torch.full((3, 16, 16), number % 256, dtype=torch.uint8), str(folder / "image.png"))
+    return root
+
+
+def overrides_of(path, request):
+    """What shortens a recipe, and where its data and weights are."""
+    name = path.stem
+    if name in SHORT or name.endswith("_cost"):
+        return list(SHORT.get(name, []))
+    if "lenet" in name:
+        return [*SHORT["lenet"], "--evaluation.max_drop=0.5"]
+    if "table2" in name:
+        root = request.getfixturevalue("imagenet")
+        untrained = ["--network.weights=null", "--evaluation.max_drop=null", "--data.workers=0"]
+        return [*SHORT["cifar10"], *untrained, f"--data.root={root}", "--data.batch_size=2", "--evaluation.images=2"]
+    packed = request.getfixturevalue("packed_data")
+    if "posttraining" in name or "depthwise" in name:
+        file = "squeezenet1_0_deep_compression" if "squeezenet" in name else "mobilenet_v2_uint8"
+        there = [f"--data.root={packed / 'imagenet_sample'}", f"--weights={packed / 'weights/imagenet' / file}.pth"]
+        measured = ["--evaluation.images=8", "--evaluation.reads=1", "--evaluation.max_drop=0.5"]
+        return [*SHORT["imagenet"], *there, *(measured if "posttraining" in name else [])]
+    there = [f"--data.root={request.getfixturevalue('data_root')}"]
+    if "resnet20" in name or "resnet32" in name:
+        depth = "resnet20" if "resnet20" in name else "resnet32"
+        (weights,) = (packed / "weights" / "cifar10").glob(f"akamaster_{depth}-*.th")
+        there += [f"--weights={weights}", *([] if "fig9" in name else ["--evaluation.max_drop=0.5"])]
+    else:
+        there += ["--pretrain.epochs=1", "--evaluation.max_drop=null"]
+    return [*SHORT["cifar10"], *there]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs(path, tmp_path, request):
-    overrides = list(SHORT.get(path.stem, []))
-    if path.stem.startswith("cifar10"):
-        packed = request.getfixturevalue("packed_data")
-        (weights,) = (packed / "weights" / "cifar10").glob("akamaster_resnet20-*.th")
-        overrides += [f"--data.root={request.getfixturevalue('data_root')}", f"--weights={weights}"]
+    overrides = overrides_of(path, request)
     assert cli.main(["run", str(path), "--out", str(tmp_path), *overrides]) == 0
     summary = json.loads((tmp_path / path.stem / "summary.json").read_text())
     assert list(summary) == [case.name for case in read(path, [])]

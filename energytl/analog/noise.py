@@ -63,10 +63,15 @@ def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     if like.device.type != "cpu" or like.dtype != torch.float32:
         flat.normal_(generator=generator)
         return numbers
-    words = torch.empty(-(-flat.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    index = words.view(torch.int16)[: flat.numel()].to(torch.int32).add_(2**15)
+    index = uniform_int16(flat.numel(), generator).to(torch.int32).add_(2**15)
     torch.index_select(_normal_quantiles(), 0, index, out=flat)
     return numbers
+
+
+def uniform_int16(count: int, generator: torch.Generator) -> Tensor:
+    """So many independent numbers, uniform over all 16-bit integers, (count,) on the generator's device."""
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)  # four numbers a word: far faster
+    return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
 
 
 def fold(*seeds: int) -> int:

@@ -57,13 +57,19 @@ class _Round(torch.autograd.Function):
 def bit_count(integers: Tensor) -> Tensor:
     """Number of set bits Σ_p δ_p of |n| ≤ 2¹⁶ − 1 (Wang 2021, eq. 19); whole numbers as floats, any shape.
 
+    Gradient: that of ½·log₂(1 + |n|), the mean number of set bits of the integers up to |n| but for a bounded rest.
+
     >>> bit_count(torch.tensor([0.0, 1.0, -3.0, 4.0]))
     tensor([0., 1., 2., 1.])
     """
     count = integers.detach().abs().to(torch.int32)
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         count = (count & mask) + (count >> shift & mask)
-    return count.to(integers)
+    bits = count.to(integers)
+    if integers.requires_grad:
+        smooth = (1 + integers.abs()).log2() / 2
+        bits = bits + (smooth - smooth.detach())
+    return bits
 
 
 def bit_power(integers: Tensor, bits: int) -> Tensor:

@@ -30,7 +30,7 @@ from energytl.analog.quantize import (
     gradient_inside,
     round_to_integers,
 )
-from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states
+from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,8 @@ class Array:
     def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
         stored = self.mapping.stored(self.u, self.weights)
-        spread = amplitude(stored, self.rho, self.fluctuation)
+        spread = signed_amplitude(stored, self.rho, self.fluctuation)
         states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
-        spread = spread * stored.detach().sign()  # a state moves the conductance, whatever the sign it stands for
         significances = spread.new_tensor(self.mapping.significances(self.weights))
         shape = (-1, *[1] * self.weight.dim())
         return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
@@ -314,7 +313,7 @@ class Exact(Computation):
         _, positions, groups, _ = patches.shape
         stored = array.mapping.stored(array.u, array.weights)
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
-        spread = amplitude(stored, array.rho, array.fluctuation) * stored.detach().sign()
+        spread = signed_amplitude(stored, array.rho, array.fluctuation)
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
         parts = [self._read(array, part, stored, spread) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)

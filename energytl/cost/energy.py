@@ -3,11 +3,14 @@
 Paper units (Wang 2021, eq. 13 and 19), joules in the cells, joules in the circuits around them.
 """
 
-from torch import Tensor
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
 
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.mapping import conductance, stored_magnitude
-from energytl.analog.quantize import round_to_integers
+from energytl.analog.quantize import fake_quantize, round_to_integers
 from energytl.cost.periphery import Periphery
 
 
@@ -23,6 +26,28 @@ def regularised_energy(layer: AnalogLayer) -> Tensor:
     return layer.positions * layer.rho * magnitudes.sum()
 
 
+@contextmanager
+def counting_pulses(layers: Iterable[AnalogLayer], images: int) -> Iterator[list[Tensor]]:
+    """While it is open, each read of a layer appends its `paper_energy`, differentiable.
+
+    Args:
+        layers: to be watched.
+        images: so many of each batch are counted, the first.
+    """
+    energies: list[Tensor] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, AnalogLayer)
+        energies.append(paper_energy(layer, inputs[0][:images]))
+
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        yield energies
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def driven_sum(layer: AnalogLayer, drive: Tensor, per_weight: Tensor) -> Tensor:
     """Σ over images, output positions and cells of drive(input)·per_weight(cell), a scalar.
 
@@ -33,15 +58,19 @@ def driven_sum(layer: AnalogLayer, drive: Tensor, per_weight: Tensor) -> Tensor:
     """
     groups, _, _ = layer.matrix_shape
     columns = per_weight.unflatten(0, (groups, -1)).sum(1)  # all outputs of an input see the same drive
-    return layer.multiply(drive, columns, None).sum()
+    images = drive.sum(0, keepdim=True)  # and all images the same cells
+    return layer.multiply(images, columns, None).sum()
 
 
 def paper_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
     """Σ ρ·|w|·(pulses of x) over all reads (Wang 2021, eq. 19); x as the layer takes it; paper units, scalar.
 
-    |w| is in units of the layer's full range, a pulse is the smallest input of a single read, or one bit.
+    |w| is in units of the layer's full range, a pulse is the smallest input of a single read, or one bit. Where
+    gradients are on, x, w and ρ get them, straight through the rounding.
     """
-    hardware, integers = layer.hardware, _integers(layer, x)
+    hardware, levels = layer.hardware, layer.hardware.inputs.levels
+    scaled = fake_quantize(layer.prepared(x), _input_range(layer), levels) * (levels / _input_range(layer))
+    integers = scaled + (scaled.round() - scaled).detach()
     magnitudes = stored_magnitude(layer.stored_weight, hardware.mapping, hardware.weights)
     return layer.rho * driven_sum(layer, hardware.read.pulses(integers), magnitudes)
 
@@ -86,6 +115,10 @@ def conversions(layer: AnalogLayer, reads: int, periphery: Periphery) -> int:
 
 
 def _integers(layer: AnalogLayer, x: Tensor) -> Tensor:
+    return round_to_integers(layer.prepared(x), _input_range(layer), layer.hardware.inputs.levels)
+
+
+def _input_range(layer: AnalogLayer) -> float:
     if layer.input_range is None:
         raise RuntimeError("the layer's inputs have no range yet: calibrate the network or run it once")
-    return round_to_integers(layer.prepared(x), layer.input_range, layer.hardware.inputs.levels)
+    return layer.input_range

@@ -106,6 +106,15 @@ def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
     return magnitude * relative_amplitude(magnitude * (rho * SIEMENS_PER_RHO), fluctuation)
 
 
+def signed_amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
+    """a(w, ρ)·sign(w): what a unit offset adds to a weight, as a state moves the conductance, whatever the sign.
+
+    >>> signed_amplitude(torch.tensor([-0.5]), torch.tensor(1.0), Fluctuation())
+    tensor([-0.1255])
+    """
+    return amplitude(weight, rho, fluctuation) * weight.detach().sign()
+
+
 def sample_states(shape: tuple[int, ...] | torch.Size, fluctuation: Fluctuation, generator: torch.Generator) -> Tensor:
     """Independent states of cells, as their offsets c_l; float32 on the generator's device.
 

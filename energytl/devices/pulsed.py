@@ -163,7 +163,7 @@ class PulsedDevice(ABC):
             return cells
         stuck = torch.rand(shape, generator=generator, device=generator.device) < self.stuck
         held = (2 * torch.rand(shape, generator=generator, device=generator.device) - 1) * self.stuck_range
-        held = torch.minimum(torch.maximum(held, cells.lower), cells.upper)
+        held = held.clamp(cells.lower, cells.upper)
         up, down, upper, lower, reference = _parts(cells)
         return Cells(
             up.masked_fill(stuck, 0.0),
@@ -175,9 +175,9 @@ class PulsedDevice(ABC):
 
     def nominal(self) -> Cells:
         """The cell without any spread, as scalars; its reference is the symmetry point of such a cell, or 0."""
-        plain = {name: 0.0 for name in SPREADS}
-        fixed = type(self)(**{**vars(self), **{k: v for k, v in plain.items() if k in vars(self)}})
-        return fixed.draw((), torch.Generator().manual_seed(0))
+        spreads = [field.name for field in fields(self) if field.name.endswith("_spread")]
+        plain = replace(self, **dict.fromkeys([*spreads, "stuck"], 0.0))  # type: ignore[arg-type]
+        return plain.draw((), torch.Generator().manual_seed(0))
 
     def require_symmetry_point(self) -> None:
         """Refuse a device whose weight has no symmetry point inside its bounds.
@@ -199,9 +199,6 @@ class PulsedDevice(ABC):
                 f"device {type(self).__name__} has its reference at {reference:g}, outside its bounds ({low:g} to "
                 f"{high:g}): set reference_skew nearer to 0"
             )
-
-
-SPREADS = ("dw_min_spread", "up_down_spread", "upper_spread", "lower_spread", "reference_spread", "stuck")
 
 
 def _parts(cells: Cells) -> list[Tensor]:
@@ -424,4 +421,4 @@ def pulse(
 
 def bounded(moved: Tensor, before: Tensor, pulsed: Tensor, cells: Cells) -> Tensor:
     """States cut to their bounds; what got no pulse stays as it was, even outside them."""
-    return torch.where(pulsed, torch.minimum(torch.maximum(moved, cells.lower), cells.upper), before)
+    return torch.where(pulsed, moved.clamp(cells.lower, cells.upper), before)

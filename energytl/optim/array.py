@@ -19,6 +19,9 @@ STATES_AT_ONCE = 2**17
 LARGE = 2**14
 """Cells from which on samples are applied one by one, a few in one kernel, rather than composed pairwise first."""
 
+MANY = 2**20
+"""Cells times samples from which on a fused kernel is worth its call where samples are composed."""
+
 UNROLLED = 5
 """Samples in one kernel."""
 
@@ -55,8 +58,7 @@ class CellArray:
 
     def write_(self, weights: Tensor, device: PulsedDevice, generator: torch.Generator) -> None:
         """Hold these weights, cut to each cell's bounds; write noise is drawn."""
-        wanted = weights + self.cells.reference
-        self.state.copy_(torch.minimum(torch.maximum(wanted, self.cells.lower), self.cells.upper))
+        self.state.copy_((weights + self.cells.reference).clamp(self.cells.lower, self.cells.upper))
         self._unsettle_(torch.ones_like(self.state, dtype=torch.bool))
 
     def _unsettle_(self, pulsed: Tensor) -> None:
@@ -120,8 +122,9 @@ class CellArray:
     ) -> None:
         """Pulses of samples one after the other, each finding the state that the last one left (mode `exact`).
 
-        Equal pulses of one sample are an affine map of the state, so any number of samples is too: maps are composed
-        pairwise. Noise is drawn once, with the variance of all; bounds cut what is left after each composition.
+        Equal pulses of one sample are an affine map of the state, so any number of samples is too. On small arrays
+        many maps are composed pairwise before one is applied; on large ones, and where bounds must cut in between,
+        samples are applied in turn, a few in one kernel. Noise is drawn once, with the variance of all.
 
         Args:
             counts: (first, last) → signed pulse numbers (…, samples, O, K) of samples first..last − 1.
@@ -140,7 +143,7 @@ class CellArray:
         if ends is None:
             ends = torch.full((state.shape[-1],), samples, device=state.device)
         large = self.state.numel() >= LARGE
-        worth = fuse and self.state.numel() * samples >= 2**6 * LARGE
+        many = fuse and self.state.numel() * samples >= MANY
         fuse = fuse and large
         constants = (fused(constants_of) if fuse else constants_of)(device, self.cells.up, self.cells.down, *bounds)
         one_by_one = fused(in_order_) if fuse else in_order_
@@ -164,7 +167,7 @@ class CellArray:
             else:
                 numbers = numbers * factors
                 by_sample = (t.unsqueeze(-3) for t in constants)
-                maps = (fused(affine) if worth else affine)(device, numbers, *by_sample)
+                maps = (fused(affine) if many else affine)(device, numbers, *by_sample)
                 factor, shift, more = _composed(*maps)
                 variance = more.addcmul_(factor.square(), variance)
                 pulsed = numbers.abs().sum(-3)
@@ -313,7 +316,7 @@ def in_order_(
     for unsigned, sign in zip(numbers.unbind(-3), factors.unbind(-3), strict=True):
         number = unsigned * sign
         factor, shift, more = device.affine(number, *constants)
-        moved = torch.minimum(torch.maximum(factor * g + shift, lower), upper)
+        moved = (factor * g + shift).clamp(lower, upper)
         g = torch.where(number == 0, g, moved)
         spread = factor * factor * spread + more
         pulses = pulses + number.abs()
@@ -329,7 +332,7 @@ def affine(device: PulsedDevice, numbers: Tensor, *constants: Tensor) -> tuple[T
 
 def disturb_(state: Tensor, variance: Tensor, touched: Tensor, noise: Tensor, upper: Tensor, lower: Tensor) -> None:
     """Add normal noise of that variance to the states of the cells that were touched, cut to their bounds."""
-    moved = torch.minimum(torch.maximum(state + noise * variance.sqrt(), lower), upper)
+    moved = (state + noise * variance.sqrt()).clamp(lower, upper)
     state.copy_(torch.where(touched > 0, moved, state))
 
 

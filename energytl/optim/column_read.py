@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states
+from energytl.analog.quantize import round_to_integers
+from energytl.devices.fluctuation import Fluctuation, sample_states, signed_amplitude
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class ColumnRead:
         seen = weights
         if fluctuation is not None:
             states = sample_states(weights.shape, fluctuation, generator)
-            seen = seen + amplitude(weights, rho, fluctuation) * weights.sign() * states
+            seen = seen + signed_amplitude(weights, rho, fluctuation) * states
         if self.noise:
             seen = seen + self.noise * torch.randn(weights.shape, generator=generator, device=weights.device)
         if self.bits is None:
             return seen
         levels = 2 ** (self.bits - 1) - 1
-        return (seen * (levels / self.span)).round().clamp(-levels, levels) * (self.span / levels)
+        return round_to_integers(seen, self.span, levels) * (self.span / levels)

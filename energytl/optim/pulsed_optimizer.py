@@ -151,7 +151,7 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                 state.update({"steps": 0, "samples": 0, "slots": slots, "range": layer.weight_range})
                 state.update(self.program(shape, held, start))
                 array = CellArray.of(state["slow"])
-                show(layer, array, array.show_(self.device, start))
+                show(layer, array.show_(self.device, start))
             if state["range"] != layer.weight_range:
                 raise ValueError(
                     f"layer {layer.index} has the range {layer.weight_range:g} now, but its cells were programmed for "
@@ -253,10 +253,11 @@ def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:
     return Lines(x, d, *extremes, correlate, layer.sum_outputs, shares, matrices, len(x) * layer.count_positions(x))
 
 
-def show(layer: AnalogLayer, array: CellArray, weights: Tensor, first: int = 0) -> None:
+def show(layer: AnalogLayer, weights: Tensor, first: int = 0) -> None:
     """Let a layer compute with what the cells of its array show: (G, O, columns), from the first column on."""
     weight = layer.weight.detach()
-    matrix = weight.reshape(array.state.shape)
+    groups, rows, outputs = layer.matrix_shape
+    matrix = weight.reshape(groups, outputs, rows)
     matrix.narrow(-1, first, weights.shape[-1]).copy_(weights.mul_(layer.weight_range))
     if matrix.data_ptr() != weight.data_ptr():  # as of a network in channels last
         weight.copy_(matrix.view(weight.shape))

@@ -46,7 +46,7 @@ class PulsedSGD(PulsedOptimizer):
         else:
             pulses, unchopped = expected_pulses(lines, rates), torch.ones((1, 1, 1), device=lines.x.device)
             array.train_aggregated_(pulses, unchopped, self.device, generator, self.fuse)
-        show(layer, array, array.show_(self.device, generator))
+        show(layer, array.show_(self.device, generator))
         return rates.slots
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Hybrid(PulsedOptimizer):
         counts = (buffer / theta).trunc().clamp(-self.train.longest, self.train.longest)
         buffer.sub_(counts, alpha=theta)
         array.train_(lambda first, last: counts.unsqueeze(-3), 1, self.device, generator, self.fuse)
-        show(layer, array, array.show_(self.device, generator))
+        show(layer, array.show_(self.device, generator))
         return counts.abs().amax() * counts.shape[-1]  # cells are written column by column
 
     def __repr__(self) -> str:

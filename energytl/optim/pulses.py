@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from energytl.analog.noise import uniform_int16
+
 TRAINS_AT_ONCE = 2**22
 """How many lines times slots are drawn at once."""
 
@@ -173,7 +175,7 @@ def expected_pulses(lines: Lines, rates: PulseRates) -> ExpectedPulses:
 def _cut(values: Tensor, factor: Tensor) -> Tensor:
     """Values where factor·|values| would be a probability above 1, cut to 1."""
     end = 1 / factor
-    return torch.minimum(torch.maximum(values, -end), end)
+    return values.clamp(-end, end)
 
 
 def coincidences(x: Tensor, d: Tensor, rate: Tensor | float, train: PulseTrain, generator: torch.Generator) -> Tensor:
@@ -226,8 +228,7 @@ def _trains(values: Tensor, factor: Tensor, slots: int, generator: torch.Generat
     """
     shape = (*values.shape[:-1], slots, values.shape[-1])
     count = values[..., 0].numel() * slots * values.shape[-1]
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
-    uniform = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
+    uniform = uniform_int16(count, generator).view(shape)
     dither = torch.rand(values.shape, generator=generator, device=values.device)
     threshold = ((factor * values.abs()).clamp_(max=1) * 2.0**16).add_(dither).floor_()
     signs = values.sign() * (threshold > 0)

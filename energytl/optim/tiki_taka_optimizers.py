@@ -85,7 +85,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             moved = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
         state.update(images=pair.images, reads=pair.reads)
         for first, weights in moved:
-            show(layer, pair.slow, weights, first)
+            show(layer, weights, first)
         return rates.slots
 
     def _pair(self, state: State) -> Pair:
@@ -210,7 +210,7 @@ class CTTv2(TikiTakaOptimizer):
         threshold: float = tiki_taka.Integrating.threshold,
         kept: float = tiki_taka.Integrating.kept,
         chop_probability: float = tiki_taka.CTTv2.chop_probability,
-        regular: bool = False,
+        regular: bool = tiki_taka.CTTv2.regular,
         **others: Any,  # noqa: ANN401
     ) -> None:
         algorithm = tiki_taka.CTTv2(every, threshold, kept, chop_probability, regular)

@@ -43,6 +43,18 @@ def test_bit_count_counts_the_ones_of_every_integer(bits):
     assert bit_count(integers).tolist() == expected
 
 
+def test_bit_count_has_the_gradient_of_half_the_binary_logarithm():
+    integers = torch.tensor([-300.0, -7.0, -1.0, 0.0, 1.0, 2.0, 31.0], dtype=torch.float64, requires_grad=True)
+    counted = bit_count(integers)
+    assert counted.tolist() == [4, 3, 1, 0, 1, 1, 5]
+    (slope,) = torch.autograd.grad(counted.sum(), integers)
+    n = integers.detach()
+    torch.testing.assert_close(slope, n.sign() / (2 * torch.log(torch.tensor(2.0)).double() * (1 + n.abs())))
+    smooth = (1 + torch.arange(2.0**16, dtype=torch.float64)).log2() / 2  # at most one and a half bits from the mean
+    mean = bit_count(torch.arange(2.0**16, dtype=torch.float64)).cumsum(0) / torch.arange(1, 2**16 + 1)
+    assert (mean - smooth).abs().max() < 1.5
+
+
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_bit_power_sums_four_to_the_power_of_every_set_bit(bits):
     integers = all_integers(bits)

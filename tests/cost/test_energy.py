@@ -19,11 +19,15 @@ from energytl import (
     SingleRead,
     WeightFormat,
     convert,
+    estimate,
 )
+from energytl.analog.quantize import round_to_integers
 from energytl.cost.energy import (
     cell_energy,
     conversions,
     converter_energy,
+    counting_pulses,
+    driven_sum,
     paper_energy,
     regularised_energy,
     row_driver_energy,
@@ -106,6 +110,95 @@ def test_paper_energy_counts_rho_times_weight_for_every_pulse(layer, mapping, sc
     pulses, _ = SCHEMES[scheme]
     expected = sum(RHO * pulses(n) * sum(MAPPINGS[mapping](u)) for n, u in meetings(network, x))
     assert float(paper_energy(network, x).detach()) == pytest.approx(expected, rel=1e-6)  # log ρ was single precision
+
+
+@every_layer
+@every_scheme
+def test_pulses_counted_while_a_layer_is_read_are_its_energy_and_its_estimate(layer, scheme):
+    network, x = analog_and_inputs(layer, read=scheme)
+    with counting_pulses([network], 2) as both, counting_pulses([network], 1) as first:
+        network(x)
+    network(x)  # is counted no more
+    expected = float(paper_energy(network, x).detach())
+    assert [float(energy.detach()) for energy in both] == pytest.approx([expected])
+    assert float(both[0].detach()) / 2 == pytest.approx(estimate(network, x, None).energy_paper)
+    assert [float(energy.detach()) for energy in first] == pytest.approx([float(paper_energy(network, x[:1]).detach())])
+
+
+def test_layers_are_counted_in_the_order_in_which_they_are_read():
+    torch.manual_seed(0)
+    network = convert(nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2)), Hardware(computation=Noiseless()))
+    x = torch.rand(4, 5)
+    with counting_pulses([network[2], network[0]], 4) as energies:
+        network(x)
+    costs = [layer.energy_paper for layer in estimate(network, x, None).layers]
+    assert [float(energy.detach()) / 4 for energy in energies] == pytest.approx(costs)
+
+
+@every_layer
+@every_scheme
+def test_the_paper_energys_gradients_are_those_of_its_formula_straight_through_rounding(layer, scheme):
+    network, x = analog_and_inputs(layer, read=scheme)
+    network.weight_range = 0.9 * float(network.weight.detach().abs().max())
+    x.requires_grad_()
+    energy = paper_energy(network, x)
+    energy.backward()
+    assert float(network.log_rho.grad) == pytest.approx(float(energy.detach()))  # d(ρ·E)/d(log ρ) = ρ·E
+    # Σ |w|·pulses is linear in |u| of each weight: the energy of one weight alone is its share of the slope.
+    u, inside = network.stored_weight.detach(), network.weight.detach().abs() <= network.weight_range
+    for place in (0, 7, 14):
+        alone = torch.zeros_like(u).flatten()
+        alone[place] = 1.0
+        with torch.no_grad():
+            pulses = driven_sum(network, scheme.pulses(_sent(network, x)), alone.view_as(u)) * network.rho
+        slope = pulses * u.flatten()[place].sign() * inside.flatten()[place] / network.weight_range
+        assert float(network.weight.grad.flatten()[place]) == pytest.approx(float(slope), rel=1e-5)
+    assert not x.grad[x.detach().abs() > 0.9].any()
+    assert x.grad[x.detach().abs() <= 0.9].any()
+
+
+def _sent(network, x):
+    """Padded inputs as integers."""
+    return round_to_integers(network.prepared(x), network.input_range, 31)
+
+
+@pytest.mark.parametrize("scheme", [SingleRead(), RepeatedRead(3)], ids=repr)
+def test_gradients_to_inputs_and_weights_are_finite_differences_over_whole_levels(scheme):
+    network, x = analog_and_inputs("linear", read=scheme)
+    with torch.no_grad():  # on the levels, where a step of a level changes the energy by level times slope
+        x = round_to_integers(x, 0.9, 31) * (0.9 / 31)
+    x.requires_grad_()
+    paper_energy(network, x).backward()
+
+    def difference(changed, place, step):
+        moved = changed.detach().clone()
+        moved.view(-1)[place] += step
+        with torch.no_grad():
+            before = float(paper_energy(network, x))
+            if changed is x:
+                return (float(paper_energy(network, moved)) - before) / step
+            kept = network.weight.clone()
+            network.weight.copy_(moved)
+            after = float(paper_energy(network, x))
+            network.weight.copy_(kept)
+            return (after - before) / step
+
+    compared = 0
+    for place in range(10):
+        value = float(x.detach().flatten()[place])
+        if 2 * 0.9 / 31 < abs(value) < 0.8:
+            away = 0.9 / 31 if value > 0 else -0.9 / 31
+            assert float(x.grad.flatten()[place]) == pytest.approx(difference(x, place, away), rel=1e-5)
+            compared += 1
+    level, largest = network.weight_range / 15, network.weight_range
+    for place in range(15):
+        value = float(network.weight.detach().flatten()[place])
+        if 2 * level < abs(value) < largest - 2 * level:
+            away = level if value > 0 else -level
+            slope = float(network.weight.grad.flatten()[place])
+            assert slope == pytest.approx(difference(network.weight, place, away), rel=1e-5)
+            compared += 1
+    assert compared > 15
 
 
 @every_layer

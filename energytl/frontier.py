@@ -1,0 +1,199 @@
+"""How little energy keeps the accuracy: accuracy against a common factor on ρ, and the least factor for a target.
+
+Energy in the paper's units is proportional to ρ, so the least factor is the least energy of a trained network. It is
+searched on few images and few reads; what is found is confirmed on all of them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+
+from energytl.analog.convert import analog_layers
+from energytl.evaluation import quartiles
+
+STEP = math.log(2)
+"""Distance of a curve's points, in log ρ."""
+
+PRECISION = 0.05
+"""Relative precision of a factor."""
+
+MARGIN = 0.001
+"""What a search aims above its target, so that three quarters of the confirming reads are above it."""
+
+OWN_BEST = 0.002
+"""A network that does not reach its target is shown at the least ρ that comes so near to its own best accuracy."""
+
+
+class RhoScale:
+    """A common factor on the ρ of all layers; a layer stops where its conductance window is full.
+
+    Args:
+        network: analog; its present ρ is factor 1.
+
+    >>> from energytl import convert
+    >>> layer = convert(nn.Linear(2, 2))
+    >>> RhoScale(layer).set(math.log(2)), round(float(layer.rho.detach()), 3)
+    (None, 20.0)
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = list(analog_layers(network).values())
+        self._start = [float(layer.log_rho.detach()) for layer in self._layers]
+        self._full = [math.log(layer.hardware.cell.largest_rho) for layer in self._layers]
+
+    @property
+    def highest(self) -> float:
+        """The log factor beyond which nothing changes: every layer's window is full."""
+        return max(0.0, *(full - start for full, start in zip(self._full, self._start, strict=True)))
+
+    def set(self, log_factor: float) -> None:
+        """Scale all ρ, from what they were when this was made."""
+        with torch.no_grad():
+            for layer, start, full in zip(self._layers, self._start, self._full, strict=True):
+                layer.log_rho.fill_(min(start + log_factor, max(start, full)))
+
+    def energy(self, energies: Sequence[float], log_factor: float) -> float:
+        """Energy in paper units at that factor, from each layer's energy at factor 1."""
+        scaled = (
+            energy * math.exp(min(log_factor, max(0.0, full - start)))
+            for energy, full, start in zip(energies, self._full, self._start, strict=True)
+        )
+        return math.fsum(scaled)
+
+    def spending(self, energies: Sequence[float], budget: float) -> float:
+        """The log factor at which the energy is that budget, or the highest one if it spends less."""
+        low, high = math.log(budget / math.fsum(energies)), self.highest
+        while high - low > 1e-6:  # no less than if no window were full; bisection from there
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.energy(energies, middle) < budget else (low, middle)
+        return min(low, self.highest)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against the log of the common factor on ρ, as measured and so with noise.
+
+    Attributes:
+        log_factors: ascending, one or more.
+        accuracies: measured there.
+    """
+
+    log_factors: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+    @property
+    def rising(self) -> tuple[float, ...]:
+        """The nearest accuracies that never fall with ρ (isotonic regression: mean square)."""
+        return tuple(float(value) for value in isotonic_regression(self.accuracies).x)
+
+    def at(self, log_factor: float) -> float:
+        """Accuracy at that factor, interpolated; beyond the ends, theirs.
+
+        >>> Curve((0.0, 1.0), (0.5, 0.7)).at(0.5)
+        0.6
+        """
+        pairs = list(zip(self.log_factors, self.rising, strict=True))
+        for (left, low), (right, high) in pairwise(pairs):
+            if left <= log_factor < right:
+                return low + (high - low) * (log_factor - left) / (right - left)
+        return pairs[0][1] if log_factor < self.log_factors[0] else pairs[-1][1]
+
+    def least(self, target: float) -> float | None:
+        """The least log factor with that accuracy, interpolated, or None if it is nowhere reached.
+
+        >>> Curve((0.0, 1.0, 2.0), (0.5, 0.7, 0.7)).least(0.65), Curve((0.0,), (0.5,)).least(0.6)
+        (0.75, None)
+        """
+        pairs = list(zip(self.log_factors, self.rising, strict=True))
+        if pairs[0][1] >= target:
+            return pairs[0][0]
+        for (left, low), (right, high) in pairwise(pairs):
+            if low < target <= high:
+                return round(left + (right - left) * (target - low) / (high - low), 12)
+        return None
+
+
+def trace(
+    accuracy_at: Callable[[float], float], highest: float, floor: float, lowest: float, needed: float = math.inf
+) -> Curve:
+    """Measure accuracy from the highest factor down, by halves, until it falls below the floor.
+
+    Args:
+        accuracy_at: measures at a log factor.
+        highest: log factor to start from.
+        floor: accuracy below which nothing is of interest.
+        lowest: log factor that ends the search all the same.
+        needed: log factor down to which the curve is wanted, whatever the accuracy.
+    """
+    points = []
+    log_factor = highest
+    while True:
+        points.append((log_factor, accuracy_at(log_factor)))
+        if (points[-1][1] < floor and log_factor <= needed) or log_factor <= lowest:
+            break
+        log_factor = max(log_factor - STEP, lowest)
+    log_factors, accuracies = zip(*reversed(points), strict=True)
+    return Curve(log_factors, accuracies)
+
+
+def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], rounds: int = 3) -> float | None:
+    """The least log factor for a target on other images than the curve's, near enough for `confirm` to begin with.
+
+    The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected.
+
+    Args:
+        curve: measured on few images.
+        target: accuracy on all images; the search aims MARGIN above it.
+        accuracy_at: measures on all images.
+        rounds: measurements at most.
+
+    Returns:
+        The log factor, or None if even at the curve's highest the target is out of sight.
+    """
+    highest = curve.log_factors[-1]
+
+    def least(shift: float) -> float:
+        found = curve.least(target + MARGIN - shift)
+        return highest if found is None else found
+
+    shifts: list[float] = []
+    log_factor = least(0.0)
+    for _ in range(rounds):
+        accuracy = accuracy_at(log_factor)
+        if log_factor == highest and accuracy < target - 2 * MARGIN:
+            return None
+        shifts.append(accuracy - curve.at(log_factor))
+        before, log_factor = log_factor, least(sum(shifts) / len(shifts))
+        if abs(log_factor - before) < PRECISION:
+            break
+    return log_factor
+
+
+def confirm(
+    log_factor: float, highest: float, target: float, reads_at: Callable[[float, int], Tensor]
+) -> tuple[float, Tensor] | None:
+    """Raise the factor until independent reads are accurate enough: their lower quartile reaches the target.
+
+    Args:
+        log_factor: to begin with.
+        highest: to end with.
+        target: accuracy.
+        reads_at: at a log factor, for the n-th attempt: which images were right, bool (reads, images).
+
+    Returns:
+        The factor and the reads that confirmed it, or None if even the highest is not confirmed.
+    """
+    attempt = 0
+    while True:
+        reads = reads_at(log_factor, attempt)
+        lower_quartile, _, _ = quartiles(reads.double().mean(1).tolist())
+        if lower_quartile >= target:
+            return log_factor, reads
+        if log_factor >= highest:
+            return None
+        log_factor, attempt = min(highest, log_factor + 2 * PRECISION), attempt + 1

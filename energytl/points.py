@@ -1,0 +1,245 @@
+"""The points of a case: an accuracy and its cost, each at the least energy that some accuracy needs, or at a budget."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energytl.analog.noise import fold
+from energytl.cost.estimate import Cost, estimate, mean_cost
+from energytl.data import ImageData
+from energytl.evaluation import (
+    Batches,
+    Evaluation,
+    accuracies,
+    chip_draws,
+    correct,
+    drop_interval,
+    every,
+    exact_draw,
+    noiseless_draw,
+    quartiles,
+    read_draws,
+    same_accuracy,
+)
+from energytl.frontier import OWN_BEST, Curve, RhoScale, confirm, refine, trace
+from energytl.recipe import Recipe
+from energytl.results import Result
+from energytl.training import Trained
+
+BELOW = 0.02
+"""How far below the lowest accuracy that is asked for a curve is measured."""
+
+LEAST_FACTOR = 1e-4
+"""Smallest common factor on ρ that is tried."""
+
+NEAR = 0.01
+"""How far below its target a network's best accuracy on few images may be, for all of them to be asked."""
+
+FEW_IMAGES = 10_000
+"""Images that one measurement of the search sees at least, by several reads where there are fewer."""
+
+
+@dataclass
+class Candidate:
+    """A trained network among which a point chooses.
+
+    Attributes:
+        trained: its weights and ρ.
+        energies: of each layer at the trained ρ, paper units.
+        scale: of its ρ.
+        curve: accuracy on few images against the factor on ρ.
+    """
+
+    trained: Trained
+    energies: list[float]
+    scale: RhoScale
+    curve: Curve
+
+
+class Points:
+    """Measures the points of one case on its test images.
+
+    Args:
+        label: of progress bars.
+        analog: the network, whose weights and ρ each measurement sets.
+        recipe: the case's.
+        test: test images.
+        digital: which of them the digital network classifies correctly, bool (images,).
+    """
+
+    def __init__(self, label: str, analog: nn.Module, recipe: Recipe, test: Batches, digital: Tensor) -> None:
+        assert recipe.evaluation is not None
+        self.label, self.analog, self.recipe = label, analog, recipe
+        self.evaluation: Evaluation = recipe.evaluation
+        self.test, self.digital = test, digital
+        self.accuracy_digital = float(digital.double().mean())
+        stride = max(1, len(digital) // self.evaluation.search_images)
+        self.few = every(test, stride)
+        self.accuracy_digital_few = float(digital[::stride].double().mean())
+
+    def measure(self, trained: list[Trained]) -> tuple[list[Result], list[dict[str, Any]]]:
+        """All points that the evaluation asks for, and the curves on which they were searched.
+
+        Args:
+            trained: the network after each of its trainings; without drops and budgets the last one is measured.
+        """
+        drops, budgets = self.evaluation.drops, self.evaluation.budgets
+        if not drops and not budgets:
+            return [self._at_trained(trained[-1])], []
+        candidates = [self._candidate(network) for network in trained]
+        points = [self._at_drop(candidates, drop) for drop in drops]
+        points += [self._at_budget(candidates, budget) for budget in budgets]
+        return points, [curve_row for candidate in candidates for curve_row in self._curve_rows(candidate)]
+
+    def _candidate(self, trained: Trained) -> Candidate:
+        self.analog.load_state_dict(trained.state)
+        layers = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe).layers
+        energies, scale = [float(layer.energy_paper or 0.0) for layer in layers], RhoScale(self.analog)
+        floor = self.accuracy_digital_few - max(self.evaluation.drops) - BELOW if self.evaluation.drops else math.inf
+        spending = [scale.spending(energies, budget) for budget in self.evaluation.budgets]
+        needed = min(spending, default=math.inf)
+        lowest = min(math.log(LEAST_FACTOR), needed)
+        name = f", λ = {trained.energy_weight:g}" if trained.energy_weight else ""
+        accuracy_at = self._accuracy_at(scale, self.few, 4, f"{self.label}{name}: curve")
+        return Candidate(trained, energies, scale, trace(accuracy_at, scale.highest, floor, lowest, needed))
+
+    def _accuracy_at(self, scale: RhoScale, images: Batches, stream: int, label: str) -> Callable[[float], float]:
+        """Accuracy at a log factor: the mean of as many reads as see FEW_IMAGES, at most the evaluation's."""
+        count = len(self.digital) if images is self.test else sum(len(labels) for _, labels in self.few)
+        reads = min(self.evaluation.reads, -(-FEW_IMAGES // count)) if images is self.test else 1
+
+        def measured(log_factor: float) -> float:
+            scale.set(log_factor)
+            seed = fold(self.recipe.seed, stream, round(1e6 * log_factor) % 2**32)
+            found = accuracies(self.analog, images, read_draws(self.analog, reads, seed), label)
+            return sum(found) / len(found)
+
+        return measured
+
+    def _at_trained(self, trained: Trained) -> Result:
+        self.analog.load_state_dict(trained.state)
+        reads = self._reads(2)
+        return {"drop": None, "reached": None, "rho_factor": 1.0} | self._result(trained, reads)
+
+    def _at_drop(self, candidates: list[Candidate], drop: float) -> Result:
+        """The least energy with an accuracy at most so far below the digital one, or that of the own best."""
+        target = self.accuracy_digital - drop
+        shift = self.accuracy_digital - self.accuracy_digital_few
+
+        def expected(candidate: Candidate) -> float:
+            log_factor = candidate.curve.least(target - shift)
+            return candidate.scale.energy(
+                candidate.energies, candidate.scale.highest if log_factor is None else log_factor
+            )
+
+        reaching = [c for c in candidates if c.curve.rising[-1] >= target - shift - NEAR]
+        for candidate in sorted(reaching, key=expected):
+            self.analog.load_state_dict(candidate.trained.state)
+            label = f"{self.label}: least ρ for {100 * drop:g} % drop"
+            start = refine(candidate.curve, target, self._accuracy_at(candidate.scale, self.test, 5, label))
+            found = None
+            if start is not None:
+                reads_at = self._confirming(candidate.scale, label)
+                found = confirm(start, candidate.scale.highest, target, reads_at)
+            if found is not None:
+                log_factor, reads = found
+                return {"drop": drop, "reached": True} | self._scaled(candidate, log_factor, reads)
+        best = max(candidates, key=lambda c: c.curve.rising[-1])
+        self.analog.load_state_dict(best.trained.state)
+        own_best = best.curve.least(best.curve.rising[-1] - OWN_BEST)
+        assert own_best is not None
+        best.scale.set(own_best)
+        return {"drop": drop, "reached": False} | self._scaled(best, own_best, self._reads(2))
+
+    def _confirming(self, scale: RhoScale, label: str) -> Callable[[float, int], Tensor]:
+        def reads_at(log_factor: float, attempt: int) -> Tensor:
+            scale.set(log_factor)
+            draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, 2, attempt))
+            return correct(self.analog, self.test, draws, f"{label}, confirming")
+
+        return reads_at
+
+    def _at_budget(self, candidates: list[Candidate], budget: float) -> Result:
+        """The most accurate network that spends so much."""
+        factors = [c.scale.spending(c.energies, budget) for c in candidates]
+        chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
+        candidate, log_factor = candidates[chosen], factors[chosen]
+        self.analog.load_state_dict(candidate.trained.state)
+        candidate.scale.set(log_factor)
+        return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor, self._reads(2))
+
+    def _reads(self, stream: int) -> Tensor:
+        draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream))
+        return correct(self.analog, self.test, draws, f"{self.label}: evaluating")
+
+    def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor) -> Result:
+        return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
+
+    def _result(self, trained: Trained, reads: Tensor) -> Result:
+        """Accuracy and cost of the network as it now is, as plain numbers."""
+        seed, evaluation = self.recipe.seed, self.evaluation
+        low, median, high = quartiles(reads.double().mean(1).tolist())
+        drop, drop_low, drop_high = drop_interval(self.digital, reads)
+        others = [noiseless_draw(), *chip_draws(evaluation.chips, fold(seed, 3))]
+        quantised, *chips = accuracies(self.analog, self.test, others, f"{self.label}: without noise")
+        result: Result = {
+            "energy_weight": trained.energy_weight,
+            "accuracy_median": median,
+            "accuracy_q25": low,
+            "accuracy_q75": high,
+            "accuracy_drop": drop,
+            "accuracy_drop_low": drop_low,
+            "accuracy_drop_high": drop_high,
+            "accuracy_quantised": quantised,
+            "accuracies": reads.double().mean(1).tolist(),
+            "accuracies_chips": chips,
+        }
+        if chips:
+            low, median, high = quartiles(chips)
+            result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
+        if evaluation.exact_images:
+            result["exact"] = self._exact(reads)
+        cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
+        if trained.activities:
+            cost = cost.with_training(trained.activities, self.recipe.periphery)
+        return result | cost_numbers(cost)
+
+    def _exact(self, reads: Tensor) -> dict[str, float | int]:
+        """One read of some test images with a state for every cell, beside the reads by moments of the same images."""
+        stride = max(1, len(self.digital) // self.evaluation.exact_images)
+        draws = [exact_draw(fold(self.recipe.seed, 6))]
+        (exact,) = correct(self.analog, every(self.test, stride), draws, f"{self.label}: exact")
+        difference, error = same_accuracy(exact, reads[:, ::stride])
+        accuracy = float(exact.double().mean())
+        return {"images": len(exact), "accuracy": accuracy, "difference": difference, "standard_error": error}
+
+    def _curve_rows(self, candidate: Candidate) -> list[dict[str, Any]]:
+        """Energy and accuracy of the search, as plain numbers."""
+        curve = candidate.curve
+        return [
+            {
+                "energy_weight": candidate.trained.energy_weight,
+                "energy_paper": candidate.scale.energy(candidate.energies, log_factor),
+                "accuracy": accuracy,
+            }
+            for log_factor, accuracy in zip(curve.log_factors, curve.accuracies, strict=True)
+        ]
+
+
+def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
+    """Cost for one image: the mean over so many batches, spread over the test set; of a blank image without data."""
+    device = next(analog.parameters()).device
+    if data.test_set is None:
+        blank = torch.zeros(1, *data.shape, device=device)
+        return estimate(analog, blank, recipe.periphery, blank=True)
+    spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
+    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
+
+
+def cost_numbers(cost: Cost) -> Result:
+    """A network's cost as plain numbers, its layers' too."""
+    return cost.numbers() | {"layers": cost.rows(), "not_modelled": list(cost.not_modelled)}

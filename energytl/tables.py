@@ -1,0 +1,415 @@
+"""Tables and sentences from results: plain numbers in, text, HTML and Markdown out."""
+
+import html
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.ticker import EngFormatter
+
+from energytl.cost.training import TRAINING_NOT_MODELLED
+from energytl.results import Result
+
+COLUMNS = (
+    "case",
+    "accuracy %",
+    "quartiles",
+    "digital %",
+    "quantised %",
+    "energy (paper)",
+    "cells' energy",
+    "total energy",
+    "latency",
+    "cells",
+    "reads",
+)
+
+POINT_COLUMNS = (
+    "drop",
+    "case",
+    "accuracy %",
+    "quartiles",
+    "drop % (95 %)",
+    "quantised %",
+    "λ",
+    "energy (paper)",
+    "cells' energy",
+    "total energy",
+)
+
+TRAINING_COLUMNS = ("case", "images", "pulses", "column reads", "pulses' energy", "reads' energy", "total", "time")
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head.
+
+    Attributes:
+        title: above it; may be empty.
+        rows: the first is the head.
+    """
+
+    title: str
+    rows: list[Row]
+
+    def as_text(self) -> str:
+        """Aligned columns."""
+        return f"{self.title}\n{aligned(self.rows)}" if self.title else aligned(self.rows)
+
+    def as_html(self) -> str:
+        """A heading and a table."""
+
+        def line(row: Row, tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+        head, *body = self.rows
+        title = f"<h2>{html.escape(self.title)}</h2>" if self.title else ""
+        lines = "\n".join(line(row, "td") for row in body)
+        return f"{title}<table><thead>{line(head, 'th')}</thead><tbody>\n{lines}\n</tbody></table>"
+
+    def as_markdown(self) -> str:
+        """A table of GitHub's Markdown, its title in bold."""
+
+        def plain(text: str) -> str:
+            return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+        head, *body = ("| " + " | ".join(map(plain, row)) + " |" for row in self.rows)
+        lines = "\n".join([head, "|" + "---|" * len(self.rows[0]), *body])
+        return f"**{plain(self.title)}**\n\n{lines}" if self.title else lines
+
+
+def tables(results: dict[str, Result]) -> list[Table]:
+    """All tables that these results fill."""
+    made = [
+        least_energies(results),
+        Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
+        Table("", [COLUMNS, *(_row(case, result) for case, result in results.items() if not _points(result))]),
+        Table("training on the chip", [TRAINING_COLUMNS, *_training_rows(results)]),
+    ]
+    return [table for table in made if len(table.rows) > 1]
+
+
+def least_energies(results: dict[str, Result]) -> Table:
+    """The least energy of each case for each accuracy drop, in the layout of Wang 2021, tables 1 and 2.
+
+    Beside it how many times it is below the best baseline's, here and as published. Where a network does not get
+    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2.
+    """
+    shown = {case: result for case, result in results.items() if _drops(result)}
+    drops = sorted({point["drop"] for result in shown.values() for point in _drops(result)})
+    published = any(result.get("published") for result in shown.values())
+    head = ["case"]
+    for drop in drops:
+        head += [f"energy at {100 * drop:g} % drop", "below baselines", *(["published"] if published else [])]
+    rows: list[Row] = [(*head, "cells", "latency")]
+    for case, result in shown.items():
+        row = [case]
+        by_drop = {point["drop"]: point for point in _drops(result)}
+        for drop in drops:
+            point = by_drop.get(drop)
+            row.append("" if point is None else _energy(point))
+            row.append("" if point is None else _times(below_baselines(results, case, drop)))
+            row += [_times(_published_ratio(results, case, drop))] if published else []
+        rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
+    return Table("least energy, paper units", rows)
+
+
+def below_baselines(results: dict[str, Result], case: str, drop: float) -> float | None:
+    """How many times a case's least energy at a drop is below the best baseline's; above 1 is better.
+
+    None without baselines, or where the case does not reach that accuracy. Where no baseline does, the comparison is
+    with the least energy that any of them needs for its own best accuracy.
+    """
+    own = next((point for point in _drops(results[case]) if point["drop"] == drop), None)
+    rivals = [point for result in _rivals(results, case) for point in _drops(result) if point["drop"] == drop]
+    rivals = [point for point in rivals if point["reached"]] or rivals
+    if own is None or not own["reached"] or not rivals:
+        return None
+    return float(min(point["energy_paper"] for point in rivals) / own["energy_paper"])
+
+
+def notes(results: dict[str, Result]) -> list[str]:
+    """What a reader must know about the numbers."""
+    lines = [
+        f"{case}: not reached: less accurate than allowed even at the largest ρ; its numbers are at the least energy "
+        f"of its own best accuracy"
+        for case, result in results.items()
+        if result["reached"] is False
+    ]
+    chips = [
+        f"{case}: {100 * result['accuracy_chips_median']:.2f} % "
+        f"({100 * result['accuracy_chips_q25']:.2f}-{100 * result['accuracy_chips_q75']:.2f})"
+        for case, result in results.items()
+        if result.get("accuracies_chips")
+    ]
+    if chips:
+        lines.append("with every cell's state held for the life of a chip: " + "; ".join(chips))
+    lines += _exact_notes(results)
+    first = next(iter(results.values()))
+    lines.append("not modelled: " + "; ".join(first["not_modelled"]))
+    if _training_rows(results):
+        lines.append("not modelled in training on the chip: " + "; ".join(TRAINING_NOT_MODELLED))
+    return lines
+
+
+def findings(results: dict[str, Result]) -> list[str]:
+    """What the numbers say, in sentences."""
+    return [*_gains(results), *_periphery(results), *_conditions(results), *_depthwise(results)]
+
+
+def aligned(rows: list[Row]) -> str:
+    """Rows of text in columns: the first to the left, the others to the right; the first row is the head.
+
+    >>> print(aligned([("layer", "cells"), ("fc", "10")]))
+    layer  cells
+    ------------
+    fc        10
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *right]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with unit and prefix, three digits; None is what it is.
+
+    >>> quantity(1.234e-6, "J"), quantity(None, "J")
+    ('1.23 µJ', 'not modelled')
+    """
+    if value is None:
+        return "not modelled"
+    return EngFormatter(unit, places=2)(value)
+
+
+def _points(result: Result) -> list[Result]:
+    """The points of a case that has several."""
+    points: list[Result] = result.get("points") or []
+    return points if len(points) > 1 else []
+
+
+def _drops(result: Result) -> list[Result]:
+    """Its points at an accuracy drop."""
+    return [point for point in _points(result) if point["drop"] is not None]
+
+
+def _energy(point: Result) -> str:
+    energy = f"{point['energy_paper']:.3g}"
+    return energy if point["reached"] else f"{energy} ({-100 * point['accuracy_drop']:+.2f} %)"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3g}×"
+
+
+def _published_ratio(results: dict[str, Result], case: str, drop: float) -> float | None:
+    """How many times below the best baseline's a paper's number is at a drop."""
+
+    def published(result: Result) -> float | None:
+        drops = (point["drop"] for point in _drops(result))
+        return dict(zip(drops, result.get("published") or [], strict=False)).get(drop)
+
+    own = published(results[case])
+    rivals = [value for result in _rivals(results, case) if (value := published(result))]
+    return min(rivals) / own if own and rivals else None
+
+
+def _rivals(results: dict[str, Result], case: str) -> list[Result]:
+    """The baselines under the same condition as a case."""
+    condition = results[case].get("condition")
+    return [result for result in results.values() if result.get("baseline") and result.get("condition") == condition]
+
+
+def _percent(result: Result, key: str) -> str:
+    return "not measured" if result[key] is None else f"{100 * result[key]:.2f}"
+
+
+def _paper(result: Result) -> str:
+    return "not modelled" if result["energy_paper"] is None else f"{result['energy_paper']:.3g}"
+
+
+def _quartiles(result: Result) -> str:
+    if result["accuracy_q25"] is None:
+        return ""
+    return f"{_percent(result, 'accuracy_q25')}-{_percent(result, 'accuracy_q75')}"
+
+
+def _row(case: str, result: Result) -> Row:
+    return (
+        case,
+        _percent(result, "accuracy_median"),
+        _quartiles(result),
+        _percent(result, "accuracy_digital"),
+        _percent(result, "accuracy_quantised"),
+        _paper(result),
+        quantity(result["energy_cell_j"], "J"),
+        quantity(result["energy_total_j"], "J"),
+        quantity(result["latency_s"], "s"),
+        f"{result['cells']:,}",
+        f"{result['reads']:,}",
+    )
+
+
+def _point_rows(results: dict[str, Result]) -> list[Row]:
+    rows: list[Row] = []
+    points = [(case, point) for case, result in results.items() for point in _points(result)]
+    for case, point in sorted(points, key=lambda item: math.inf if item[1]["drop"] is None else item[1]["drop"]):
+        wanted = "budget" if point["drop"] is None else f"{100 * point['drop']:g} %"
+        interval = f"({100 * point['accuracy_drop_low']:.2f} to {100 * point['accuracy_drop_high']:.2f})"
+        rows.append(
+            (
+                f"{wanted}{' not reached' if point['reached'] is False else ''}",
+                case,
+                _percent(point, "accuracy_median"),
+                _quartiles(point),
+                f"{_percent(point, 'accuracy_drop')} {interval}",
+                _percent(point, "accuracy_quantised"),
+                f"{point['energy_weight']:g}",
+                _paper(point),
+                quantity(point["energy_cell_j"], "J"),
+                quantity(point["energy_total_j"], "J"),
+            )
+        )
+    return rows
+
+
+def _training_rows(results: dict[str, Result]) -> list[Row]:
+    """What training on the chip cost, of the cases that trained so."""
+    rows: list[Row] = []
+    for case, result in results.items():
+        if "training_pulses" in result:
+            reads = [result[f"training_energy_{part}_j"] for part in ("forward", "backward", "column_reads")]
+            rows.append(
+                (
+                    case,
+                    f"{result['training_images']:,}",
+                    f"{result['training_pulses']:.3g}",
+                    f"{result['training_column_reads']:,}",
+                    quantity(result["training_energy_pulses_j"], "J"),
+                    quantity(None if None in reads else sum(reads), "J"),
+                    quantity(result["training_energy_j"], "J"),
+                    quantity(result["training_latency_s"], "s"),
+                )
+            )
+    return rows
+
+
+def _exact_notes(results: dict[str, Result]) -> list[str]:
+    """Whether reads with a state for every cell agree with the moments."""
+    checked = [
+        (case, point["exact"])
+        for case, result in results.items()
+        for point in result.get("points") or []
+        if "exact" in point
+    ]
+    if not checked:
+        return []
+    worst = max(checked, key=lambda item: abs(item[1]["difference"]) / max(item[1]["standard_error"], 1e-9))
+    within = sum(abs(exact["difference"]) <= 1.96 * exact["standard_error"] for _, exact in checked)
+    return [
+        f"read once more with a state for every cell and read ({worst[1]['images']} images a point): {within} of "
+        f"{len(checked)} points within their 95 % interval of the reads by moments; farthest: {worst[0]}, "
+        f"{100 * worst[1]['difference']:+.2f} ± {196 * worst[1]['standard_error']:.2f} %"
+    ]
+
+
+def _gains(results: dict[str, Result]) -> list[str]:
+    """How far below the baselines each case is, at each drop."""
+    sentences = []
+    for case, result in results.items():
+        if result.get("baseline") or result.get("condition"):
+            continue
+        ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in _drops(result)}
+        parts = [f"{ratio:.3g}× at {100 * drop:g} % drop" for drop, ratio in ratios.items() if ratio is not None]
+        if parts:
+            sentences.append(f"{case} is below the best baseline's cell energy {', '.join(parts)}.")
+    return sentences
+
+
+def _periphery(results: dict[str, Result]) -> list[str]:
+    """Which case is the cheapest with the circuits around the cells, where the cells alone say another."""
+    plain = {case: result for case, result in results.items() if not result.get("condition")}
+    drops = sorted({point["drop"] for result in plain.values() for point in _drops(result)})
+    sentences = []
+    for drop in drops:
+        reached = {
+            case: point
+            for case, result in plain.items()
+            for point in _drops(result)
+            if point["drop"] == drop and point["reached"] and point["energy_total_j"] is not None
+        }
+        if len(reached) > 1:
+            cells = min(reached, key=lambda case: reached[case]["energy_paper"])
+            total = min(reached, key=lambda case: reached[case]["energy_total_j"])
+            more = reached[cells]["energy_total_j"] / reached[total]["energy_total_j"]
+            share = reached[total]["energy_cell_j"] / reached[total]["energy_total_j"]
+            sentences.append(
+                f"At {100 * drop:g} % drop {cells} spends least in the cells, but with converters and drivers {total} "
+                f"does: {cells} takes {more:.3g} times its total; cells are {100 * share:.2g} % of that."
+                if cells != total
+                else f"At {100 * drop:g} % drop {cells} spends least, in the cells and in total."
+            )
+    return sentences
+
+
+def _conditions(results: dict[str, Result]) -> list[str]:
+    """How the ratio between two methods changes with the condition."""
+    by_method: dict[str, dict[str, Result]] = {}
+    for result in results.values():
+        points = [point for point in result.get("points") or [] if point["energy_paper"] is not None]
+        if result.get("method") and result.get("condition") and points:
+            by_method.setdefault(result["method"], {})[result["condition"]] = points[0]
+    if len(by_method) < 2:
+        return []
+    first, *others = by_method
+    sentences = []
+    for other in others:
+        both = [condition for condition in by_method[first] if condition in by_method[other]]
+        ratios = [
+            f"{by_method[first][c]['energy_paper'] / by_method[other][c]['energy_paper']:.3g}× ({c}"
+            f"{_not_reached(by_method, c, first, other)})"
+            for c in both
+        ]
+        if ratios:
+            sentences.append(f"{other} needs less cell energy than {first} by {', '.join(ratios)}.")
+    return sentences
+
+
+def _not_reached(by_method: dict[str, dict[str, Result]], condition: str, *methods: str) -> str:
+    """Which of the methods do not reach their accuracy under a condition."""
+    missing = [method for method in methods if by_method[method][condition]["reached"] is False]
+    return f", not reached by {' and '.join(missing)}" if missing else ""
+
+
+def _depthwise(results: dict[str, Result]) -> list[str]:
+    """What depthwise layers take of the whole."""
+    sentences = []
+    for case, result in results.items():
+        shares = depthwise_shares(result)
+        if shares and shares["cells"] > 0:
+            parts = ", ".join(f"{100 * share:.2g} % of the {name}" for name, share in shares.items())
+            sentences.append(f"{case}: depthwise layers take {parts}.")
+    return sentences
+
+
+def depthwise_shares(result: Result) -> dict[str, float]:
+    """Share of the layers with several groups in cells, reads, and energies that are modelled; by their names."""
+    layers = result["layers"]
+    measures: dict[str, Callable[[Result], float | None]] = {
+        "cells": lambda layer: layer["cells"],
+        "cells' energy": lambda layer: layer["energy_cell_j"],
+        "latency": lambda layer: layer["latency_s"],
+        "total energy": lambda layer: layer["energy_total_j"],
+    }
+    shares = {}
+    for name, measure in measures.items():
+        values = [measure(layer) for layer in layers]
+        known = [value for value in values if value is not None]
+        if len(known) == len(layers) and sum(known) > 0:
+            parts = [value for value, layer in zip(known, layers, strict=True) if layer["groups"] > 1]
+            shares[name] = sum(parts) / sum(known)
+    return shares

@@ -1,0 +1,252 @@
+"""Training, digital and analog: Lightning fits whose results are kept, so that nothing is trained twice."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from energytl import __version__
+from energytl.analog.convert import configure
+from energytl.analog.read import Noiseless
+from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
+from energytl.classifier import Classifier
+from energytl.cost.training import Activity
+from energytl.optim.pulsed_optimizer import PulsedOptimizer
+from energytl.recipe import Case, Fit, Recipe, RecipeError
+from energytl.results import read_json, write_json, write_tensors
+
+UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "mapping", "read", "computation", "rho")
+"""Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An analog network after a training.
+
+    Attributes:
+        energy_weight: λ of the training; 0 without one.
+        state: the network's state dict; ρ and ranges are in its metadata.
+        history: the curves of this training and those before it, one row for each epoch.
+        activities: what on-chip arrays did.
+    """
+
+    energy_weight: float
+    state: dict[str, Any]
+    history: list[dict[str, float]]
+    activities: list[Activity]
+
+
+def pretrain(case: Case, recipe: Recipe, network: nn.Module, kept: Path) -> None:
+    """Train the digital network, or load what the same settings have trained before.
+
+    Args:
+        case: its settings.
+        recipe: what they make.
+        network: digital; trained in place.
+        kept: folder of finished trainings.
+    """
+    assert recipe.pretrain is not None
+    folder = kept / _digest(_digital_settings(case.resolved(), recipe))
+    done = folder / "network.pt"
+    if not done.is_file():
+        module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
+        fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
+        rank_zero_only(write_tensors)(done, network.state_dict())
+        if several_processes():
+            torch.distributed.barrier()  # the others load what the first one writes
+    load_weights(network, str(done))
+    seed_everything(recipe.seed, workers=True, verbose=False)
+
+
+def train(
+    case: Case,
+    recipe: Recipe,
+    analog: nn.Module,
+    teacher: nn.Module | None,
+    folder: Path,
+    kept: Path,
+    logger: TensorBoardLogger,
+) -> list[Trained]:
+    """Train the analog network once for each λ of the objective, each time from the last one's weights.
+
+    Args:
+        case: its settings.
+        recipe: what they make.
+        analog: the converted and calibrated network; left as the last training leaves it.
+        teacher: a digital network to learn from, if the objective distils.
+        folder: where checkpoints go.
+        kept: folder of finished trainings, which serve every run with the same settings, if the recipe shares them.
+        logger: of the curves.
+
+    Returns:
+        The network after each training; without a training, the network as it is.
+    """
+    if recipe.train is None:
+        return [Trained(0.0, copy.deepcopy(analog.state_dict()), [], [])]
+    trained: list[Trained] = []
+    history, energy_unit = History(), 0.0
+    weights: list[float] = []  # λ so far
+    settings = case.resolved()
+    configure(analog, computation=recipe.training_computation)
+    for number, objective in enumerate(recipe.objective.stages()):
+        weights.append(objective.price)
+        done = kept / _digest(_analog_settings(settings, recipe, weights))
+        activities: list[Activity] = []
+        if recipe.share_training and (done / "training.json").is_file():
+            state = load_tensors(done / "network.pt", "trained network")
+            analog.load_state_dict(state)
+            if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
+                configure(analog, rho=recipe.hardware.rho)
+            finished = read_json(done / "training.json")
+            energy_unit, rows = finished["energy_unit"], finished["history"]
+            for row in rows[len(history.rows) :]:
+                logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+            history.rows = rows
+        else:
+            module = Classifier(
+                analog,
+                recipe.data.classes,
+                recipe.train.optimizer,
+                recipe.train.scheduler,
+                objective,
+                teacher,
+                energy_unit,
+            )
+            checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
+            stage = History(first_epoch=len(history.rows))
+            activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage)
+            if module.ranges is not None:
+                module.ranges.settle()
+            history.rows = history.rows + stage.rows
+            energy_unit = float(module.energy_unit)
+            if recipe.share_training and not activities:
+                rank_zero_only(write_tensors)(done / "network.pt", analog.state_dict())
+                rank_zero_only(write_json)(
+                    done / "training.json", {"energy_unit": energy_unit, "history": history.rows}
+                )
+                if several_processes():
+                    torch.distributed.barrier()  # all see it, or none
+        seed_everything(recipe.seed, workers=True, verbose=False)
+        trained.append(Trained(objective.price, copy.deepcopy(analog.state_dict()), list(history.rows), activities))
+    configure(analog, computation=recipe.hardware.computation)
+    return trained
+
+
+def fit(
+    case: Case,
+    module: Classifier,
+    settings: Fit,
+    recipe: Recipe,
+    checkpoints: Path,
+    logger: TensorBoardLogger | None,
+    history: History,
+) -> list[Activity]:
+    """Train with a checkpoint after each epoch, going on from the last one that is there; what on-chip arrays did."""
+    last = checkpoints / "last.ckpt"
+    if last.is_file():
+        load_tensors(last, "checkpoint")  # refuses a damaged file in one line
+    options = case.trainer_settings()
+    plugins = options.pop("plugins") or []
+    trainer = Trainer(
+        **options,
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()],
+        max_epochs=settings.epochs,
+        logger=logger or False,
+        default_root_dir=checkpoints.parent,
+        enable_model_summary=False,
+        callbacks=[
+            SeededEpochs(recipe.seed),
+            history,
+            StopAtNaN(),
+            ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ],
+    )
+    try:
+        trainer.fit(module, datamodule=recipe.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    return [
+        activity
+        for optimizer in trainer.optimizers
+        if isinstance(optimizer, PulsedOptimizer)
+        for activity in optimizer.activities()
+    ]
+
+
+def load_weights(network: nn.Module, path: str | None) -> nn.Module:
+    """Load a state dict, whether bare or under `state_dict`, with or without a `module.` before its names.
+
+    Raises:
+        RecipeError: if there is no such file, or it is of another network.
+    """
+    if path is None:
+        return network
+    if not Path(path).is_file():
+        raise RecipeError(f"weights {path} not found: set --weights to a state dict's file")
+    content = load_tensors(Path(path), "weights")
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise RecipeError(f"weights {path} holds no state dict")
+    stripped = {name.removeprefix("module.").removeprefix("network."): tensor for name, tensor in state.items()}
+    own = network.state_dict()
+    shapes = [name for name in own if name in stripped and own[name].shape != stripped[name].shape]
+    missing, unknown = network.load_state_dict({n: t for n, t in stripped.items() if n not in shapes}, strict=False)
+    missing = [name for name in missing if name not in shapes]
+    for problem, names in (("has no", missing), ("has an unknown", unknown), ("has another shape of", shapes)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}")
+    return network
+
+
+def load_tensors(path: Path, what: str) -> Any:  # noqa: ANN401
+    """What torch.save wrote, on the CPU.
+
+    Raises:
+        RecipeError: in one line, for a file that it did not write, or a damaged one.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise RecipeError(
+            f"{what} {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged; remove or "
+            "replace it"
+        ) from error
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _digital_settings(settings: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What the digital network depends on, of all settings."""
+    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed", "trainer")}
+    if recipe.weights is not None:
+        relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
+    return relevant
+
+
+def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: list[float]) -> dict[str, Any]:
+    """What the analog network depends on after the trainings with these λ, of all settings."""
+    relevant = {name: settings[name] for name in ("training_computation", "train", "calibration_batches")}
+    relevant["hardware"] = dict(settings["hardware"])
+    if isinstance(recipe.training_computation, Noiseless) and not any(energy_weights):
+        for name in UNSEEN_WITHOUT_NOISE:
+            del relevant["hardware"][name]
+    relevant["objective"] = {**settings["objective"], "energy_weight": energy_weights}
+    relevant["energytl"] = __version__
+    return _digital_settings(settings, recipe) | relevant
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

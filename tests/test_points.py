@@ -1,0 +1,178 @@
+"""The points of a case, on a small network and real digits."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from energytl import Hardware, analog_layers, calibrate, configure, convert
+from energytl.data import Digits
+from energytl.evaluation import Evaluation, digital_correct
+from energytl.models import mlp
+from energytl.points import Points, price
+from energytl.recipe import Recipe
+from energytl.training import Trained
+
+IMAGES = 500
+
+
+@pytest.fixture(scope="module")
+def data():
+    digits = Digits(batch_size=250)
+    digits.setup()
+    return digits
+
+
+@pytest.fixture(scope="module")
+def digital(data):
+    torch.manual_seed(0)
+    network = mlp(hidden=(16,))
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(6):
+        for x, labels in data.train_dataloader():
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x), labels).backward()
+            optimizer.step()
+    return network
+
+
+def trained(network, energy_weight=0.0):
+    return Trained(energy_weight, copy.deepcopy(network.state_dict()), [], [])
+
+
+@pytest.fixture
+def measure(data, digital):
+    """measure(evaluation, change): points and curves of the network, and of `change`d copies of it."""
+
+    def measured(*changes, rho=2.0, **evaluation):
+        recipe = Recipe(
+            network=digital,
+            data=data,
+            hardware=Hardware(rho=rho),
+            evaluation=Evaluation(
+                **{"reads": 3, "images": IMAGES, "search_images": 250, "cost_batches": 2} | evaluation
+            ),
+        )
+        analog = convert(digital, recipe.hardware, seed=0)
+        calibrate(analog, [next(iter(data.train_dataloader()))[0]])
+        networks = []
+        for number, change in enumerate(changes or (lambda network: None,)):
+            changed = copy.deepcopy(analog)
+            with torch.no_grad():
+                change(changed)
+            networks.append(trained(changed, float(number)))
+        test = list(data.test_dataloader(IMAGES))
+        points = Points("case", analog, recipe, test, digital_correct(digital, test, ""))
+        return *points.measure(networks), points
+
+    return measured
+
+
+def test_without_drops_and_budgets_the_last_network_is_measured_as_it_was_trained(measure):
+    (point,), curves, _ = measure(lambda n: configure(n, rho=9.0), lambda n: configure(n, rho=0.3))
+    assert (point["drop"], point["reached"], point["rho_factor"], point["energy_weight"]) == (None, None, 1.0, 1.0)
+    assert [layer["rho"] for layer in point["layers"]] == pytest.approx([0.3, 0.3], rel=1e-5)
+    assert len(point["accuracies"]) == 3
+    assert curves == []
+
+
+def test_every_drop_is_a_point_and_a_larger_one_takes_less_energy(measure):
+    drops = (0.01, 0.05, 0.2)
+    points, curves, measured = measure(max_drop=drops)
+    assert [(point["drop"], point["reached"]) for point in points] == [(drop, True) for drop in drops]
+    energies = [point["energy_paper"] for point in points]
+    assert energies[0] > energies[1] > energies[2]
+    for point in points:
+        assert point["accuracy_q25"] >= measured.accuracy_digital - point["drop"]
+        assert point["accuracy_drop_low"] < point["accuracy_drop"] < point["accuracy_drop_high"]
+        mean = sum(point["accuracies"]) / len(point["accuracies"])
+        assert point["accuracy_drop"] == pytest.approx(measured.accuracy_digital - mean)
+        assert "exact" not in point
+    energies = [row["energy_paper"] for row in curves]
+    assert energies == sorted(energies)
+    assert curves[0]["accuracy"] < measured.accuracy_digital - 0.2
+    assert all(row["energy_weight"] == 0 for row in curves)
+
+
+def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):
+    (point,), _, measured = measure(max_drop=0.1)
+    scale = 0.6  # well below, the accuracy is not kept: the point is no waste
+    (lower,), _, _ = measure(rho=2.0 * point["rho_factor"] * scale)
+    assert lower["accuracy_q25"] < measured.accuracy_digital - 0.1
+
+
+def test_one_drop_is_one_point(measure):
+    (alone,), _, _ = measure(max_drop=0.05)
+    (first,), _, _ = measure(max_drop=(0.05,))
+    assert alone == first
+    assert alone["drop"] == 0.05
+
+
+def test_a_drop_that_no_rho_keeps_is_not_reached_and_shows_the_least_energy_of_the_own_best(measure):
+    def spoil(network):
+        for layer in analog_layers(network).values():
+            layer.weight[::3] = 0
+
+    (lost, kept), curves, measured = measure(spoil, max_drop=(0.01, 0.8))
+    assert (lost["reached"], kept["reached"]) == (False, True)
+    assert lost["accuracy_drop"] > 0.01
+    best = max(row["accuracy"] for row in curves)
+    assert lost["accuracy_median"] == pytest.approx(best, abs=5 * math.sqrt(0.25 / 250))
+    assert lost["energy_paper"] < curves[-1]["energy_paper"]
+    assert kept["energy_paper"] < lost["energy_paper"]
+    assert kept["accuracy_q25"] >= measured.accuracy_digital - 0.8
+
+
+def test_budgets_are_spent_and_more_of_them_is_more_accurate(measure):
+    points, curves, _ = measure(budgets=(3.0e3, 3.0e5))
+    assert [(point["drop"], point["reached"], point["budget"]) for point in points] == [
+        (None, None, 3.0e3),
+        (None, None, 3.0e5),
+    ]
+    for point in points:  # at another ρ, noise changes activations
+        assert point["energy_paper"] == pytest.approx(point["budget"], rel=0.1)
+    assert points[0]["accuracy_median"] < points[1]["accuracy_median"]
+    assert curves[0]["energy_paper"] <= 3.0e3
+
+
+def test_a_large_budget_does_not_end_the_search_for_a_drop(measure):
+    (alone,), _, _ = measure(max_drop=0.2)
+    (drop, _), _, _ = measure(max_drop=0.2, budgets=(1.0e6,))
+    assert drop["energy_paper"] == pytest.approx(alone["energy_paper"], rel=0.05)
+
+
+def test_a_point_takes_the_network_of_a_family_that_needs_least(measure):
+    def waste(network):  # four of five cells of each input hold weights that cancel out
+        network[3].weight_range *= 4
+
+    def spoil(network):
+        network[3].weight.mul_(0)
+
+    (point,), curves, _ = measure(waste, lambda network: None, spoil, max_drop=0.1)
+    (alone,), _, _ = measure(lambda network: None, max_drop=0.1)
+    assert point["energy_weight"] == 1.0
+    assert point["energy_paper"] == pytest.approx(alone["energy_paper"])
+    assert list(dict.fromkeys(row["energy_weight"] for row in curves)) == [0, 1, 2]
+
+
+def test_exact_reads_of_some_images_stand_beside_the_moments(measure):
+    (point,), _, _ = measure(exact_images=50)
+    exact = point["exact"]
+    assert exact["images"] == 50
+    assert 0 < exact["standard_error"] < 0.2
+    assert abs(exact["difference"]) < 5 * exact["standard_error"]
+    assert 0 < exact["accuracy"] <= 1
+
+
+def test_chips_are_measured_at_the_points_rho(measure):
+    points, _, _ = measure(max_drop=(0.02, 0.3), chips=3)
+    assert [len(point["accuracies_chips"]) for point in points] == [3, 3]
+    assert points[0]["accuracy_chips_median"] > points[1]["accuracy_chips_median"]
+
+
+def test_a_price_is_that_of_a_blank_image_without_data(digital):
+    recipe = Recipe(network=digital, data=Digits())
+    cost = price(convert(digital), recipe.data, 4, recipe)
+    assert cost.energy_paper is None
+    assert cost.cells == 784 * 16 + 16 * 10

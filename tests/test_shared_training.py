@@ -1,0 +1,217 @@
+"""Trainings that follow each other, and trainings that other runs take over."""
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from energytl import callbacks
+from energytl import run as run_module
+from energytl.models import mlp
+from energytl.recipe import RecipeError, read
+from energytl.run import prepare, run_case
+
+EVALUATION = {"reads": 2, "images": 200, "cost_batches": 1}
+QUIET = {"enable_progress_bar": False, "limit_val_batches": 1}
+SETTINGS = {
+    "network": {"class_path": "energytl.models.mlp", "init_args": {"hidden": [8]}},
+    "data": {"class_path": "energytl.data.Digits", "init_args": {"batch_size": 500}},
+    "pretrain": {"epochs": 2},
+    "train": {"epochs": 1},
+    "hardware": {"rho": 5.0},
+    "evaluation": EVALUATION,
+    "trainer": QUIET,
+}
+NOISELESS = SETTINGS | {"training_computation": "Noiseless", "share_training": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(settings, name): the result of a recipe of one case, and how many trainings it took; all share a folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit, trainings = Trainer.fit, []
+
+    def counting(*args, **kwargs):
+        trainings.append(1)
+        return fit(*args, **kwargs)
+
+    def ran(settings, name="tiny", resume=False):
+        (case,) = read(written(folder, settings), [])
+        trainings.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "fit", counting)
+            patch.setattr(run_module, "case_figures", lambda result: {})  # drawing them takes longer than training
+            result = run_case(case, 0, folder / "out" / name, resume)
+        return result, len(trainings)
+
+    ran.folder = folder / "out"
+    ran({key: value for key, value in SETTINGS.items() if key != "train"})  # the digital network
+    return ran
+
+
+def written(folder, settings):
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    return path
+
+
+def same(result):
+    """What does not depend on when, and as what, a result was made."""
+    return {key: value for key, value in result.items() if key not in ("case", "recipe", "seconds", "finished")}
+
+
+@pytest.fixture(scope="module")
+def noiseless(run):
+    """The first of the runs that share a training."""
+    result, trainings = run(NOISELESS, "first")
+    assert trainings == 1
+    return result
+
+
+# several λ
+
+
+def test_each_training_goes_on_from_the_last_ones_weights(run):
+    settings = SETTINGS | {"train": {"epochs": 2}, "objective": {"energy_weight": [0.5, 3.0], "rho_lr": 0.1}}
+    family, trainings = run(settings | {"evaluation": EVALUATION | {"max_drop": [0.1, 0.2]}}, "family")
+    assert trainings == 2
+    rows = family["history"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    energies = [row["train/energy"] for row in rows]
+    assert energies[0] > energies[1] > energies[2] > energies[3]
+    rho = [row["rho"] for row in rows]
+    assert rho[0] > rho[1] > rho[2] > rho[3]
+    alone, _ = run(settings | {"objective": {"energy_weight": 0.5, "rho_lr": 0.1}}, "alone")
+    assert alone["history"] == rows[:2]
+    assert {row["energy_weight"] for row in family["curves"]} == {0.5, 3.0}
+    assert {point["energy_weight"] for point in family["points"]} <= {0.5, 3.0}
+
+
+def test_a_relative_price_stays_in_units_of_the_first_trainings_start(run):
+    result, _ = run(SETTINGS | {"objective": {"energy_weight": [1.0, 1.0], "rho_lr": 0.1}})
+    unit = [row["train/energy"] / (row["train/loss"] - row["train/task_loss"]) for row in result["history"]]
+    assert unit[1] == pytest.approx(unit[0], rel=1e-3)
+    assert unit[0] > result["history"][0]["train/energy"] > 1.2 * result["history"][1]["train/energy"]
+
+
+def test_an_interrupted_second_training_resumes_to_the_same_result(run):
+    settings = SETTINGS | {"objective": {"energy_weight": [0.5, 3.0]}}
+    unbroken, _ = run(settings, "unbroken")
+    seen, watched = [], callbacks.StopAtNaN.on_train_batch_end
+
+    def interrupt(*values):
+        seen.append(1)
+        if len(seen) == 12:  # of 8 steps an epoch
+            raise KeyboardInterrupt
+        watched(*values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.StopAtNaN, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, "broken")
+    resumed, _ = run(settings, "broken", resume=True)
+    assert same(resumed) == same(unbroken)
+
+
+# shared trainings
+
+
+def test_what_was_trained_serves_later_runs_and_other_recipes(run, noiseless):
+    again, trainings = run(NOISELESS, "first")
+    assert trainings == 0
+    other, trainings = run(NOISELESS | {"method": "named otherwise"}, "other")
+    assert trainings == 0
+    assert same(again) == same(noiseless)
+    assert same(other) == same(noiseless) | {"method": "named otherwise"}
+
+
+def test_a_family_is_shared_training_by_training(run):
+    settings = SETTINGS | {"share_training": True}
+    first, trainings = run(settings | {"objective": {"energy_weight": [0.5, 3.0]}}, "first")
+    assert trainings == 2
+    longer, trainings = run(settings | {"objective": {"energy_weight": [0.5, 3.0, 0.0]}}, "longer")
+    assert trainings == 1  # the third one
+    assert longer["history"][:2] == first["history"]
+    again, trainings = run(settings | {"objective": {"energy_weight": [0.5, 3.0, 0.0]}}, "again")
+    assert trainings == 0
+    assert same(again) == same(longer)  # whose last training, without a price, keeps ρ as the one before left it
+    assert again["layers"][0]["rho"] < 4.9
+
+
+def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(run, noiseless):
+    hardware = {"rho": 2.0, "read": "BitSerialRead", "mapping": "DifferentialPair"}
+    hardware |= {"fluctuation": {"intensity": 2.0}, "cell": {"read_volt": 0.3}}
+    result, trainings = run(NOISELESS | {"hardware": hardware}, "other")
+    assert trainings == 0
+    assert [layer["rho"] for layer in result["layers"]] == pytest.approx([2.0, 2.0], rel=1e-5)
+    assert result["cells"] == 2 * noiseless["cells"]
+    assert result["reads"] == 5 * noiseless["reads"]
+    assert result["history"] == noiseless["history"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": {"energy_weight": 0.5}},
+        {"hardware": {"rho": 5.0, "weights": {"bits": 6}}},
+        {"hardware": {"rho": 5.0, "inputs": {"bits": 4}}},
+        {"train": {"epochs": 2}},
+        {"calibration_batches": 1},
+    ],
+    ids=str,
+)
+def test_what_training_sees_makes_it_train_anew(run, noiseless, change):
+    assert run(NOISELESS | change, "other")[1] == 1
+
+
+@pytest.mark.parametrize("change", [{"training_computation": "Moments"}, {"objective": {"energy_weight": 0.1}}])
+def test_training_with_noise_or_a_price_sees_the_hardware(run, noiseless, change):
+    for rho in (5.0, 2.0):
+        assert run(NOISELESS | change | {"hardware": {"rho": rho}}, "other")[1] == 1
+
+
+def test_trainings_are_shared_only_where_the_recipe_asks_for_it(run):
+    settings = NOISELESS | {"calibration_batches": 2}
+    for _ in range(2):
+        assert run(settings | {"share_training": False})[1] == 1
+    assert run(settings)[1] == 1  # none was kept
+    assert run(settings)[1] == 0
+
+
+def test_training_on_the_chip_is_not_shared_so_that_what_it_cost_is_known(run):
+    device = {"class_path": "energytl.devices.pulsed.SoftBounds", "init_args": {"dw_min": 0.01}}
+    optimizer = {"class_path": "energytl.optim.PulsedSGD", "init_args": {"lr": 0.1, "device": device}}
+    settings = NOISELESS | {"train": {"epochs": 1, "optimizer": optimizer}, "hardware.weights.bits": None}
+    for _ in range(2):
+        result, trainings = run(settings | {"trainer": QUIET | {"limit_train_batches": 1}, "pretrain": None})
+        assert trainings == 1
+        assert result["training_pulses"] > 0
+
+
+def test_a_damaged_shared_network_is_named(run):
+    before = set(run.folder.glob("trained/*/training.json"))
+    settings = NOISELESS | {"calibration_batches": 3}
+    run(settings)
+    (done,) = set(run.folder.glob("trained/*/training.json")) - before
+    (done.parent / "network.pt").write_bytes(b"half a network")
+    with pytest.raises(RecipeError, match=f"trained network {done.parent}/network.pt cannot be read"):
+        run(settings)
+
+
+# the teacher
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_preparing_a_case_leaves_its_network_in_training_mode(tmp_path, distillation):
+    (case,) = read(written(tmp_path, SETTINGS | {"objective": {"distillation": distillation}}), [])
+    network = prepare(case, needs_data=True).network
+    assert all(module.training for module in network.modules())
+
+
+def test_distillation_pulls_towards_the_digital_network(run, tmp_path):
+    torch.manual_seed(0)
+    torch.save(mlp(hidden=(8,)).state_dict(), tmp_path / "random.pt")  # a teacher of nothing
+    settings = SETTINGS | {"weights": str(tmp_path / "random.pt"), "pretrain": None}
+    own, _ = run(settings)
+    distilled, _ = run(settings | {"objective": {"distillation": 1.0}})
+    assert distilled["history"][-1]["train/accuracy"] < own["history"][-1]["train/accuracy"] - 0.05

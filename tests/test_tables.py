@@ -1,0 +1,251 @@
+"""Tables, sentences and figures from results that no run made."""
+
+import json
+
+import pytest
+
+from energytl.plots import figures
+from energytl.report import report, text
+from energytl.results import POINT_KEYS, summarise, write_json
+from energytl.tables import Table, below_baselines, depthwise_shares, findings, least_energies, notes, tables
+
+
+@pytest.fixture
+def methods(synthetic):
+    """Two baselines and a method at three drops; the first drop is too small for one baseline and for the last."""
+    return {
+        "bits": synthetic([(0.0, 900.0, True), (0.01, 400.0, True), (0.02, 100.0, True)], baseline=True),
+        "repeats": synthetic([(0.0, 50.0, False), (0.01, 200.0, True), (0.02, 120.0, True)], baseline=True),
+        "ours": synthetic([(0.0, 30.0, True), (0.01, 20.0, True), (0.02, 25.0, True)], total_j=2e-9),
+        "poor": synthetic([(0.0, 40.0, False), (0.01, 500.0, True), (0.02, 10.0, True)]),
+    }
+
+
+def columns(table, name):
+    """Cells of a column by the first cell of their row."""
+    head, *rows = table.rows
+    return {row[0]: row[head.index(name)] for row in rows}
+
+
+def test_the_least_energy_is_compared_with_the_best_baseline_that_gets_there(methods):
+    assert [below_baselines(methods, "ours", drop) for drop in (0.0, 0.01, 0.02)] == [30, 10, 4]
+    assert below_baselines(methods, "bits", 0.01) == 0.5
+    assert below_baselines(methods, "poor", 0.01) == 0.4
+
+
+def test_what_does_not_get_there_is_not_compared(methods):
+    assert below_baselines(methods, "poor", 0.0) is None
+    assert below_baselines(methods, "ours", 0.05) is None
+    assert below_baselines({"ours": methods["ours"]}, "ours", 0.01) is None
+
+
+def test_where_no_baseline_gets_there_the_comparison_is_with_its_own_best(methods):
+    methods["bits"]["points"][0]["reached"] = False
+    assert below_baselines(methods, "ours", 0.0) == pytest.approx(50 / 30)
+
+
+def test_baselines_are_those_of_the_same_condition(methods):
+    for case, result in methods.items():
+        result["condition"] = "hot" if case in ("bits", "ours") else "cold"
+    assert below_baselines(methods, "ours", 0.01) == 400 / 20
+    assert below_baselines(methods, "poor", 0.01) == 200 / 500
+
+
+def test_energies_that_do_not_keep_the_accuracy_stand_with_their_drop_in_brackets(methods):
+    table = least_energies(methods)
+    assert columns(table, "energy at 0 % drop") == {
+        "bits": "900",
+        "repeats": "50 (-3.10 %)",
+        "ours": "30",
+        "poor": "40 (-3.10 %)",
+    }
+    assert "published" not in table.rows[0]
+    assert len(table.rows[0]) == 1 + 3 * 2 + 2
+    assert {len(row) for row in table.rows} == {len(table.rows[0])}
+
+
+def test_published_ratios_appear_where_a_case_has_numbers(methods):
+    methods["bits"]["published"], methods["repeats"]["published"] = [100.0, 60.0], [80.0, 90.0]
+    methods["ours"]["published"] = [4.0, 3.0]
+    table = least_energies(methods)
+    head, *rows = table.rows
+    (ours,) = (row for row in rows if row[0] == "ours")
+    assert head[:4] == ("case", "energy at 0 % drop", "below baselines", "published")
+    assert [cell for name, cell in zip(head, ours, strict=True) if name == "published"] == ["20×", "20×", ""]
+    assert [cell for name, cell in zip(head, ours, strict=True) if name == "below baselines"] == ["30×", "10×", "4×"]
+    assert {len(row) for row in table.rows} == {len(head)}
+
+
+def test_published_numbers_belong_to_the_drops_of_their_own_case(synthetic):
+    results = {
+        "bits": synthetic([(0.0, 900.0, True), (0.02, 100.0, True)], baseline=True, published=[100.0, 60.0]),
+        "ours": synthetic([(0.02, 10.0, True), (0.01, 20.0, True)], published=[3.0, 5.0]),
+    }
+    head, _, ours = least_energies(results).rows
+    assert [cell for name, cell in zip(head, ours, strict=True) if name == "published"] == ["", "", "20×"]
+
+
+def test_every_point_is_a_row_sorted_by_its_drop_with_budgets_last(synthetic):
+    points = [(0.1, 10.0, True), (0.005, 90.0, False), (None, 50.0), (0.02, 20.0, True)]
+    (table,) = (table for table in tables({"a": synthetic(points)}) if table.title == "every point")
+    assert [row[0] for row in table.rows[1:]] == ["0.5 % not reached", "2 %", "10 %", "budget"]
+    assert columns(table, "drop % (95 %)")["2 %"] == "3.10 (2.10 to 4.10)"
+    assert columns(table, "energy (paper)")["budget"] == "50"
+
+
+def test_cases_of_one_point_have_the_plain_table(synthetic):
+    (table,) = tables({"a": synthetic([(None, 10.0)])})
+    assert columns(table, "energy (paper)") == {"a": "10"}
+    assert columns(table, "cells") == {"a": "6,272"}
+
+
+def test_tables_escape_what_html_and_markdown_would_read():
+    table = Table("a < b", [("case", "x"), ("A|B <i>", "1")])
+    assert "A|B &lt;i&gt;" in table.as_html()
+    assert "a &lt; b" in table.as_html()
+    assert table.as_markdown().splitlines() == [
+        "**a &lt; b**",
+        "",
+        "| case | x |",
+        "|---|---|",
+        "| A\\|B &lt;i> | 1 |",
+    ]
+    assert table.as_text().splitlines() == ["a < b", "case     x", "----------", "A|B <i>  1"]
+    assert Table("", table.rows).as_markdown().startswith("| case")
+
+
+# sentences
+
+
+def test_gains_are_said_of_what_is_no_baseline_at_the_drops_it_reaches(methods):
+    said = findings(methods)
+    assert "ours is below the best baseline's cell energy 30× at 0 % drop, 10× at 1 % drop, 4× at 2 % drop." in said
+    assert not any(sentence.startswith(("bits is below", "repeats is below")) for sentence in said)
+    (poor,) = (sentence for sentence in said if sentence.startswith("poor is below"))
+    assert "at 0 % drop" not in poor
+
+
+def test_it_is_said_where_the_circuits_around_the_cells_turn_the_order(methods):
+    (turned,) = (sentence for sentence in findings(methods) if sentence.startswith("At 1 % drop"))
+    assert turned.startswith("At 1 % drop ours spends least in the cells, but with converters and drivers bits does:")
+    assert "ours takes 2 times its total" in turned
+    methods["ours"]["points"][1]["energy_total_j"] = 1e-10
+    assert "At 1 % drop ours spends least, in the cells and in total." in findings(methods)
+
+
+def grouped(synthetic):
+    return {
+        "A hot": synthetic([(0.01, 100.0, True)], method="A", condition="hot"),
+        "A cold": synthetic([(0.01, 60.0, False)], method="A", condition="cold"),
+        "B hot": synthetic([(0.01, 20.0, True)], method="B", condition="hot"),
+        "B cold": synthetic([(0.01, 30.0, True)], method="B", condition="cold"),
+    }
+
+
+def test_methods_are_compared_under_every_condition(synthetic):
+    results = grouped(synthetic)
+    assert findings(results) == ["B needs less cell energy than A by 5× (hot), 2× (cold, not reached by A)."]
+    results["B cold"] |= {"reached": False, "points": [results["B cold"]["points"][0] | {"reached": False}]}
+    assert findings(results) == ["B needs less cell energy than A by 5× (hot), 2× (cold, not reached by A and B)."]
+
+
+def test_methods_without_a_common_condition_are_not_compared(synthetic):
+    results = grouped(synthetic)
+    assert findings({case: results[case] for case in ("A hot", "B cold")}) == []
+
+
+def test_depthwise_layers_share_is_that_of_layers_with_groups(synthetic):
+    result = synthetic([(None, 10.0)], groups=(1, 32, 1))  # of 1, 2 and 3 nJ
+    assert depthwise_shares(result) == pytest.approx(
+        {"cells": 1 / 3, "cells' energy": 1 / 3, "latency": 1 / 3, "total energy": 1 / 3}
+    )
+    result["layers"][1]["latency_s"], result["layers"][0]["energy_total_j"] = 8e-6, None
+    assert depthwise_shares(result) == pytest.approx({"cells": 1 / 3, "cells' energy": 1 / 3, "latency": 0.8})
+    (sentence,) = findings({"a": result})
+    assert sentence == "a: depthwise layers take 33 % of the cells, 33 % of the cells' energy, 80 % of the latency."
+
+
+def test_notes_say_what_was_not_reached_and_how_exact_reads_compare(synthetic):
+    points = [(0.01, 10.0, False), (0.02, 5.0, True)]
+    result = synthetic(points, accuracies_chips=[0.8], accuracy_chips_median=0.8)
+    result |= {"accuracy_chips_q25": 0.7, "accuracy_chips_q75": 0.9}
+    result["points"][0]["exact"] = {"images": 100, "accuracy": 0.9, "difference": 0.01, "standard_error": 0.01}
+    result["points"][1]["exact"] = {"images": 100, "accuracy": 0.9, "difference": -0.03, "standard_error": 0.01}
+    lost, chips, exact, missing = notes({"a": result})
+    assert lost.startswith("a: not reached: ")
+    assert chips.endswith("a: 80.00 % (70.00-90.00)")
+    assert "(100 images a point): 1 of 2 points within" in exact
+    assert exact.endswith("farthest: a, -3.00 ± 1.96 %")
+    assert missing == "not modelled: wires"
+
+
+# summary, report and figures
+
+
+def test_the_summary_holds_the_points_of_cases_with_several(synthetic):
+    summary = summarise({"one": synthetic([(0.01, 5.0, True)]), "two": synthetic([(0.01, 5.0, True), (None, 7.0)])})
+    assert "points" not in summary["one"]
+    assert [set(point) for point in summary["two"]["points"]] == [set(POINT_KEYS)] * 2
+    assert [point["energy_paper"] for point in summary["two"]["points"]] == [5.0, 7.0]
+
+
+def test_a_report_has_tables_findings_and_every_figure(methods, tmp_path):
+    for order, (case, result) in enumerate(methods.items()):
+        version = tmp_path / "tiny" / case / "version_0"
+        version.mkdir(parents=True)
+        write_json(version / "result.json", result | {"case": case, "order": order})
+    printed = report(tmp_path / "tiny")
+    assert printed == text(methods)
+    for part in ("least energy, paper units", "every point", "ours is below", "not modelled: wires"):
+        assert part in printed
+    assert {path.stem for path in (tmp_path / "tiny").glob("*.png")} == set(figures(methods))
+    page = (tmp_path / "tiny" / "report.html").read_text("utf-8")
+    assert page.count("<img") == len(figures(methods))
+    assert len(json.loads((tmp_path / "tiny" / "summary.json").read_text())["ours"]["points"]) == 3
+
+
+def lines(axes):
+    """What is drawn, by its label."""
+    return {line.get_label(): list(line.get_ydata()) for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_least_energies_are_drawn_and_open_where_they_are_not_reached(methods):
+    (axes,) = figures(methods)["least_energy"].axes
+    assert lines(axes)["ours"] == [30, 20, 25]
+    open_markers = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert sorted(float(line.get_ydata()[0]) for line in open_markers) == [40, 50]
+
+
+def test_published_energies_are_drawn_beside_ours(methods):
+    methods["ours"]["published"] = [4.0, 3.0]
+    ours, theirs = figures(methods)["least_energy"].axes
+    assert set(lines(ours)) == set(methods)
+    assert lines(theirs) == {"ours": [4.0, 3.0]}
+
+
+def test_energies_by_condition_are_a_line_a_method(synthetic):
+    paper, joules = figures(grouped(synthetic))["energy_by_condition"].axes
+    assert lines(paper) == {"A": [100, 60], "B": [20, 30]}
+    assert [label.get_text() for label in paper.get_xticklabels()] == ["hot", "cold"]
+    assert lines(joules) == {"A": [1e-9, 1e-9], "B": [1e-9, 1e-9]}
+
+
+def test_depthwise_shares_are_bars(synthetic):
+    results = {"a": synthetic([(None, 10.0)], groups=(1, 32)), "b": synthetic([(None, 10.0)])}
+    (axes,) = figures(results)["depthwise_share"].axes
+    assert [bar.get_height() for bar in axes.containers[0]] == [50, 0]
+    assert len(axes.containers) == 4
+
+
+def test_accuracy_is_drawn_against_energy_with_the_curves_of_the_search(synthetic):
+    curve = [{"energy_weight": 0.5, "energy_paper": energy, "accuracy": 0.01 * energy} for energy in (10.0, 80.0)]
+    results = {"a": synthetic([(0.01, 70.0, True), (0.1, 20.0, True)], curves=curve)}
+    paper, _ = figures(results)["accuracy_energy"].axes
+    assert [10.0, 80.0] in [list(line.get_ydata()) for line in paper.lines]
+    (case,) = (container for container in paper.containers if container.get_label() == "a")
+    assert list(case.lines[0].get_xdata()) == [20, 70]
+
+
+def test_figures_without_numbers_are_left_out(synthetic):
+    made = figures({"a": synthetic([(None, 10.0)])})
+    assert not {"least_energy", "energy_by_condition", "depthwise_share", "training_on_chip"} & set(made)
