@@ -197,3 +197,12 @@ def confirm(
         if log_factor >= highest:
             return None
         log_factor, attempt = min(highest, log_factor + 2 * PRECISION), attempt + 1
+
+
+def refuting_reads(reads: int) -> int:
+    """How many of so many reads, all below a target, put their lower quartile below it whatever the others are.
+
+    >>> refuting_reads(10), refuting_reads(1)
+    (4, 1)
+    """
+    return min(reads, (reads - 1) // 4 + 2)

@@ -25,7 +25,7 @@ from energytl.evaluation import (
     read_draws,
     same_accuracy,
 )
-from energytl.frontier import OWN_BEST, Curve, RhoScale, confirm, refine, trace
+from energytl.frontier import OWN_BEST, Curve, RhoScale, confirm, refine, refuting_reads, trace
 from energytl.recipe import Recipe
 from energytl.results import Result
 from energytl.training import Trained
@@ -143,7 +143,7 @@ class Points:
             start = refine(candidate.curve, target, self._accuracy_at(candidate.scale, self.test, 5, label))
             found = None
             if start is not None:
-                reads_at = self._confirming(candidate.scale, label)
+                reads_at = self._confirming(candidate.scale, target, label)
                 found = confirm(start, candidate.scale.highest, target, reads_at)
             if found is not None:
                 log_factor, reads = found
@@ -155,11 +155,16 @@ class Points:
         best.scale.set(own_best)
         return {"drop": drop, "reached": False} | self._scaled(best, own_best, self._reads(2))
 
-    def _confirming(self, scale: RhoScale, label: str) -> Callable[[float, int], Tensor]:
+    def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int], Tensor]:
         def reads_at(log_factor: float, attempt: int) -> Tensor:
             scale.set(log_factor)
             draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, 2, attempt))
-            return correct(self.analog, self.test, draws, f"{label}, confirming")
+            refuting = refuting_reads(len(draws))
+            first = correct(self.analog, self.test, draws[:refuting], f"{label}, confirming")
+            if len(draws) == refuting or bool((first.double().mean(1) < target).all()):
+                return first
+            rest = correct(self.analog, self.test, draws[refuting:], f"{label}, confirming")
+            return torch.cat([first, rest])
 
         return reads_at
 

@@ -324,9 +324,9 @@ def _gains(results: dict[str, Result]) -> list[str]:
         if result.get("baseline") or result.get("condition"):
             continue
         ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in _drops(result)}
-        parts = [f"{ratio:.3g}× at {100 * drop:g} % drop" for drop, ratio in ratios.items() if ratio is not None]
+        parts = [f"{ratio:.3g}× ({100 * drop:g} % drop)" for drop, ratio in ratios.items() if ratio is not None]
         if parts:
-            sentences.append(f"{case} is below the best baseline's cell energy {', '.join(parts)}.")
+            sentences.append(f"The best baseline takes {', '.join(parts)} the cell energy of {case}.")
     return sentences
 
 
@@ -375,7 +375,7 @@ def _conditions(results: dict[str, Result]) -> list[str]:
             for c in both
         ]
         if ratios:
-            sentences.append(f"{other} needs less cell energy than {first} by {', '.join(ratios)}.")
+            sentences.append(f"{first} takes {', '.join(ratios)} the cell energy of {other}.")
     return sentences
 
 

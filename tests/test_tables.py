@@ -119,10 +119,10 @@ def test_tables_escape_what_html_and_markdown_would_read():
 
 def test_gains_are_said_of_what_is_no_baseline_at_the_drops_it_reaches(methods):
     said = findings(methods)
-    assert "ours is below the best baseline's cell energy 30× at 0 % drop, 10× at 1 % drop, 4× at 2 % drop." in said
-    assert not any(sentence.startswith(("bits is below", "repeats is below")) for sentence in said)
-    (poor,) = (sentence for sentence in said if sentence.startswith("poor is below"))
-    assert "at 0 % drop" not in poor
+    assert "The best baseline takes 30× (0 % drop), 10× (1 % drop), 4× (2 % drop) the cell energy of ours." in said
+    assert not any(sentence.endswith(("cell energy of bits.", "cell energy of repeats.")) for sentence in said)
+    (poor,) = (sentence for sentence in said if sentence.endswith("cell energy of poor."))
+    assert "0 % drop" not in poor
 
 
 def test_it_is_said_where_the_circuits_around_the_cells_turn_the_order(methods):
@@ -144,9 +144,9 @@ def grouped(synthetic):
 
 def test_methods_are_compared_under_every_condition(synthetic):
     results = grouped(synthetic)
-    assert findings(results) == ["B needs less cell energy than A by 5× (hot), 2× (cold, not reached by A)."]
+    assert findings(results) == ["A takes 5× (hot), 2× (cold, not reached by A) the cell energy of B."]
     results["B cold"] |= {"reached": False, "points": [results["B cold"]["points"][0] | {"reached": False}]}
-    assert findings(results) == ["B needs less cell energy than A by 5× (hot), 2× (cold, not reached by A and B)."]
+    assert findings(results) == ["A takes 5× (hot), 2× (cold, not reached by A and B) the cell energy of B."]
 
 
 def test_methods_without_a_common_condition_are_not_compared(synthetic):
@@ -196,7 +196,7 @@ def test_a_report_has_tables_findings_and_every_figure(methods, tmp_path):
         write_json(version / "result.json", result | {"case": case, "order": order})
     printed = report(tmp_path / "tiny")
     assert printed == text(methods)
-    for part in ("least energy, paper units", "every point", "ours is below", "not modelled: wires"):
+    for part in ("least energy, paper units", "every point", "the cell energy of ours", "not modelled: wires"):
         assert part in printed
     assert {path.stem for path in (tmp_path / "tiny").glob("*.png")} == set(figures(methods))
     page = (tmp_path / "tiny" / "report.html").read_text("utf-8")
