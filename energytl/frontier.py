@@ -175,28 +175,32 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
 
 
 def confirm(
-    log_factor: float, highest: float, target: float, reads_at: Callable[[float, int], Tensor]
+    curve: Curve, log_factor: float, target: float, reads_at: Callable[[float, int], Tensor]
 ) -> tuple[float, Tensor] | None:
     """Raise the factor until independent reads are accurate enough: their lower quartile reaches the target.
 
     Args:
+        curve: whose slope says how far to raise what is not accurate enough, and whose end is the end.
         log_factor: to begin with.
-        highest: to end with.
         target: accuracy.
         reads_at: at a log factor, for the n-th attempt: which images were right, bool (reads, images).
 
     Returns:
         The factor and the reads that confirmed it, or None if even the highest is not confirmed.
     """
-    attempt = 0
+    highest, attempt = curve.log_factors[-1], 0
     while True:
         reads = reads_at(log_factor, attempt)
-        lower_quartile, _, _ = quartiles(reads.double().mean(1).tolist())
+        accuracies = reads.double().mean(1)
+        lower_quartile, _, _ = quartiles(accuracies.tolist())
         if lower_quartile >= target:
             return log_factor, reads
         if log_factor >= highest:
             return None
-        log_factor, attempt = min(highest, log_factor + 2 * PRECISION), attempt + 1
+        missing = max(0.0, target + MARGIN - float(accuracies.mean()))
+        wanted = curve.least(curve.at(log_factor) + missing)
+        least, most = log_factor + PRECISION, min(highest, log_factor + STEP)
+        log_factor, attempt = min(most, max(least, highest if wanted is None else wanted)), attempt + 1
 
 
 def refuting_reads(reads: int) -> int:

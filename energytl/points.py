@@ -144,7 +144,7 @@ class Points:
             found = None
             if start is not None:
                 reads_at = self._confirming(candidate.scale, target, label)
-                found = confirm(start, candidate.scale.highest, target, reads_at)
+                found = confirm(candidate.curve, start, target, reads_at)
             if found is not None:
                 log_factor, reads = found
                 return {"drop": drop, "reached": True} | self._scaled(candidate, log_factor, reads)

@@ -204,11 +204,15 @@ def test_a_factor_is_raised_until_independent_reads_confirm_it():
         calls.append((x, attempt))
         return reads_of(50 + 100 * x)
 
-    factor, reads = confirm(0.0, highest=9.0, target=0.74, reads_at=reads_at)
-    assert factor == pytest.approx(0.3)
-    assert reads.double().mean() == pytest.approx(0.80)
-    assert [attempt for _, attempt in calls] == [0, 1, 2, 3]
-    assert [x for x, _ in calls] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    hopeful = Curve((0.0, 9.0), (0.5, 9.5))  # says that the slope is one, and it is
+    factor, reads = confirm(hopeful, 0.0, target=0.74, reads_at=reads_at)
+    assert factor == pytest.approx(0.24 + MARGIN)
+    assert reads.double().mean() == pytest.approx(0.75)
+    assert [attempt for _, attempt in calls] == [0, 1]
+    steep = Curve((0.0, 9.0), (0.5, 90.5))  # a tenth of the way would do, it says; the least step is made
+    calls.clear()
+    confirm(steep, 0.0, target=0.6, reads_at=reads_at)
+    assert [x for x, _ in calls] == pytest.approx([0.0, PRECISION, 2 * PRECISION])
 
 
 def test_the_highest_factor_is_the_last_to_be_confirmed():
@@ -218,13 +222,14 @@ def test_the_highest_factor_is_the_last_to_be_confirmed():
         tried.append(x)
         return reads_of(60)
 
-    assert confirm(0.0, highest=0.25, target=0.7, reads_at=reads_at) is None
-    assert tried == pytest.approx([0.0, 0.1, 0.2, 0.25])
+    assert confirm(Curve((0.0, 1.0), (0.6, 0.7)), 0.0, target=0.7, reads_at=reads_at) is None
+    assert tried == pytest.approx([0.0, STEP, 1.0])
 
 
 def test_the_lower_quartile_of_the_reads_decides():
     reads = torch.stack([torch.arange(100) < rights for rights in (60, 70, 80, 90, 100)])
-    factor, confirmed = confirm(0.0, 1.0, 0.7, lambda x, _: reads)
+    curve = Curve((0.0, 1.0), (0.5, 0.8))
+    factor, confirmed = confirm(curve, 0.0, 0.7, lambda x, _: reads)
     assert factor == 0.0
     assert torch.equal(confirmed, reads)
-    assert confirm(1.0, 1.0, 0.71, lambda x, _: reads) is None
+    assert confirm(curve, 1.0, 0.71, lambda x, _: reads) is None
