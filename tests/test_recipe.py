@@ -152,3 +152,34 @@ def test_a_file_that_is_no_recipe(written, content):
 def test_a_missing_file(tmp_path):
     with pytest.raises(RecipeError, match="not found"):
         read(tmp_path / "none.yaml", [])
+
+
+def test_a_recipe_takes_from_its_base_what_it_does_not_say_anew(written):
+    first = {
+        "network": "energytl.models.mlp",
+        "data": "energytl.data.Digits",
+        "hardware": {"rho": 2.0, "weights": {"bits": 4}},
+        "cases": {"A": {"seed": 1}, "B": {}},
+    }
+    second = {"hardware": {"rho": 3.0}, "calibration_batches": 2}
+    written(first, "first.yaml")
+    written(second, "second.yaml")
+    path = written({"base": ["first.yaml", "second.yaml"], "seed": 7})
+    settings = {case.name: case.resolved() for case in read(path, [])}
+    assert {name: case["seed"] for name, case in settings.items()} == {"A": 1, "B": 7}
+    for case in settings.values():
+        assert (case["hardware"]["rho"], case["hardware"]["weights"]["bits"]) == (3.0, 4)
+        assert case["calibration_batches"] == 2
+
+
+@pytest.mark.parametrize(
+    ("recipes", "says"),
+    [
+        ({"recipe.yaml": {"base": "nowhere.yaml"}}, "nowhere.yaml not found, the base of"),
+        ({"b.yaml": {"base": "recipe.yaml"}, "recipe.yaml": {"base": "b.yaml"}}, "is its own base"),
+    ],
+)
+def test_a_base_that_is_not_there_or_goes_in_a_circle_is_one_line(written, recipes, says):
+    *_, path = [written(content, name) for name, content in recipes.items()]
+    with pytest.raises(RecipeError, match=says):
+        read(path, [])
