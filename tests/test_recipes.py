@@ -48,7 +48,7 @@ def overrides_of(path, request):
     name = path.stem
     if name in SHORT or name.endswith("_cost"):
         return list(SHORT.get(name, []))
-    if "lenet" in name:
+    if name.endswith("_lenet") or name == "lenet_frontier":  # not mobilenet
         return [*SHORT["lenet"], "--evaluation.max_drop=null"]
     if "table2" in name:
         root = request.getfixturevalue("imagenet")
@@ -67,6 +67,8 @@ def overrides_of(path, request):
         there += [f"--weights={weights}", *([] if "fig9" in name else ["--evaluation.max_drop=0.5"])]
     else:
         there += ["--pretrain.epochs=1", "--evaluation.max_drop=null"]
+    if "exact" in name:
+        there += ["--evaluation.reads=2", "--evaluation.exact_images=2"]
     return [*SHORT["cifar10"], *there]
 
 
