@@ -73,7 +73,13 @@ def overrides_of(path, request):
     return [*SHORT["cifar10"], *there]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def by_size(path):
+    """Recipes of networks that want a GPU are slow."""
+    large = ("wang_table1_vgg16", "wang_table1_resnet18", "wang_table2_resnet18", "wang_table2_resnet34")
+    return pytest.param(path, marks=[pytest.mark.slow] if path.stem in large else [], id=path.stem)
+
+
+@pytest.mark.parametrize("path", [by_size(path) for path in RECIPES])
 def test_every_recipe_runs(path, tmp_path, request):
     overrides = overrides_of(path, request)
     cases = [case.name for case in read(path, overrides)]
