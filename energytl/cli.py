@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -17,10 +16,17 @@ from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
 from energytl.points import price
+from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, RecipeError, read, recipe_parser
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import prepare, prepare_analog, run_case
+from energytl.study.confirm import confirm_front, write_front
+from energytl.study.ray_cluster import run_on_ray
+from energytl.study.report import STUDY, TENSORBOARD, search_report
+from energytl.study.search import Search, run_search
+from energytl.study.settings import StudyError, read_study
+from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -28,14 +34,20 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    _quiet_libraries()
+    quiet_libraries()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = _parser()
     given, overrides = parser.parse_known_args(arguments)
     try:
         if given.command == "report":
             if overrides:
                 parser.error(f"unknown: {' '.join(overrides)}")
-            print(report(given.folder))
+            if (given.folder / STUDY).is_file():
+                print(search_report(given.folder, given.storage))
+            elif given.storage:
+                parser.error(f"--storage: {given.folder} is no folder of a search")
+            else:
+                print(report(given.folder))
             print(f"\n{given.folder / 'report.html'}")
             return 0
         if given.command == "results":
@@ -48,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.error(f"unknown: {' '.join(overrides)}")
             print(fit_device(given.data, given.out))
             return 0
+        if given.command == "search":
+            return _search(given, overrides)
         if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
             print("\nkeys of a recipe, each of which can be overridden as --key.sub=value:\n")
@@ -64,16 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {"run": _run, "check": _check, "cost": _cost}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
-        again = "; to go on, repeat the command with --resume" if given.command == "run" else ""
+        ways = {"run": "; to go on, repeat the command with --resume", "search": "; to go on, repeat the command"}
+        again = ways.get(given.command, "")
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
-        unwritable = given.command == "run" and not isinstance(error, URLError)
+        unwritable = given.command in ("run", "search") and not isinstance(error, URLError)
         print(f"\nenergytl: {_one_line(error)}{advice if unwritable else ''}", file=sys.stderr)
         return USAGE_ERROR
     except (DivergedError, ValueError) as error:
-        below_bars = "\n" if given.command == "run" else ""
+        below_bars = "\n" if given.command in ("run", "search") else ""
         print(f"{below_bars}energytl: {_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
 
@@ -105,7 +120,9 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="go on where the same recipe stopped")
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
-    finished.add_argument("folder", type=Path, metavar="logs/RECIPE", help="a folder of runs")
+    finished.add_argument("folder", type=Path, metavar="FOLDER", help="of runs: logs/RECIPE, or logs/search/STUDY")
+    finished.add_argument("--storage", metavar="URL", help="of a search whose trials lie in a database")
+    _add_search(commands)
     page = commands.add_parser("results", help="a page of Markdown from several finished recipes", allow_abbrev=False)
     page.add_argument("folders", type=Path, nargs="+", metavar="logs/RECIPE", help="folders of runs, in their order")
     page.add_argument("--recipes", type=Path, default=Path("recipes"), metavar="DIR", help="where the recipes lie")
@@ -119,6 +136,52 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     fitting.add_argument("--out", type=Path, metavar="PNG", help="where the figure goes (default: DATA.png)")
     return recipe_commands[command] if command else parser
+
+
+def _add_search(commands: Any) -> None:  # noqa: ANN401
+    text = "find the front of accuracy and costs by varying a recipe; other --key.sub=value change the recipe"
+    sub = commands.add_parser(
+        "search", help="the Pareto front of accuracy and costs", description=text, allow_abbrev=False
+    )
+    sub.add_argument("study", type=Path, metavar="STUDY", help="a YAML file, as in search/")
+    sub.add_argument("--trials", type=int, metavar="N", help="how many in all (default: what the study says)")
+    sub.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: 1), or tasks of Ray")
+    sub.add_argument(
+        "--storage",
+        metavar="URL",
+        help="postgresql://… or grpc://… for several machines (default: a file beside the runs)",
+    )
+    sub.add_argument("--cluster", choices=["ray"], help="run trials as tasks of a Ray cluster")
+    sub.add_argument(
+        "--heartbeat", type=int, default=HEARTBEAT_S, metavar="S", help="between a worker's signs of life to a database"
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go: DIR/search/STUDY (default: logs)"
+    )
+
+
+def _search(given: argparse.Namespace, overrides: list[str]) -> int:
+    """Search, measure the front again, report."""
+    sys.path[:0] = [str(given.study.parent), str(Path.cwd())]
+    study = read_study(given.study, overrides)
+    for name in ("trials", "workers", "heartbeat"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            raise StudyError(f"--{name} is {getattr(given, name)}; allowed: 1 or more")
+    trials = given.trials or study.settings.trials
+    folder = given.out / "search" / study.name
+    search = Search(study, folder, given.storage, trials, given.workers or 1, given.heartbeat)
+    search.open()  # a storage that refuses, or another search of that name, is found before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STUDY).write_text(study.as_yaml(), encoding="utf-8")
+    prepare(study.case(study.name, study.example()), needs_data=True)
+    if given.cluster == "ray":
+        run_on_ray(search, given.workers)
+    else:
+        run_search(search)
+    write_front(search, confirm_front(search))
+    print(search_report(folder, given.storage))
+    print(f"\n{folder / 'report.html'}; tensorboard --logdir '{folder / TENSORBOARD}'")
+    return 0
 
 
 def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
@@ -196,15 +259,6 @@ def _cost_row(name: str, rho: str, cost: Cost | LayerCost) -> tuple[str, ...]:
     paper = "not modelled" if cost.energy_paper is None else f"{cost.energy_paper:.3g}"
     counts = f"{cost.cells:,}", f"{cost.reads:,}", quantity(cost.latency_s, "s")
     return name, *counts, rho, paper, quantity(cost.energy_cell_j, "J"), quantity(cost.energy_total_j, "J")
-
-
-def _quiet_libraries() -> None:
-    """Keep what libraries say about themselves from what a user wants to read."""
-    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 if __name__ == "__main__":

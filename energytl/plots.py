@@ -74,7 +74,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         key: label for key, label in energies.items() if all(result[key] is not None for result in shown.values())
     }
     digital = {100 * r["accuracy_digital"] for r in shown.values() if r["accuracy_digital"] is not None}
-    figure, row = _panels(len(energies), height=4.2)
+    figure, row = panels(len(energies), height=4.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, energies.items(), strict=True):
         lowest = []
@@ -133,7 +133,7 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
     if not shown:
         return None
     published = {case: results[case]["published"] for case in shown if results[case].get("published")}
-    figure, (ours, *theirs) = _panels(2 if published else 1, height=4.4)
+    figure, (ours, *theirs) = panels(2 if published else 1, height=4.4)
     colours = _colours(results)
     for case, points in shown.items():
         drops = [f"{100 * point['drop']:g} %" for point in points]
@@ -166,7 +166,7 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
     conditions = list(dict.fromkeys(condition for points in methods.values() for condition in points))
     energies = {"energy_paper": "energy (paper units)", "energy_total_j": "total energy, circuits included"}
     known = {k: v for k, v in energies.items() if all(p[k] is not None for m in methods.values() for p in m.values())}
-    figure, row = _panels(len(known), height=4.2)
+    figure, row = panels(len(known), height=4.2)
     for axes, (key, label) in zip(row, known.items(), strict=True):
         for number, (method, points) in enumerate(methods.items()):
             places = [conditions.index(condition) for condition in points]
@@ -190,7 +190,7 @@ def depthwise_share(results: dict[str, Result]) -> Figure | None:
     if not any(share.get("cells", 0) > 0 for share in shares.values()):
         return None
     names = list(dict.fromkeys(name for share in shares.values() for name in share))
-    figure, (axes,) = _panels(1, height=4.2)
+    figure, (axes,) = panels(1, height=4.2)
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         places = [i + (number - (len(names) - 1) / 2) * width for i in range(len(shares))]
@@ -206,7 +206,7 @@ def energy_by_layer(results: dict[str, Result]) -> Figure | None:
     shown = {case: result for case, result in results.items() if result["energy_paper"] is not None}
     if not shown:
         return None
-    figure, row = _panels(len(shown), columns=2, height=3.4)
+    figure, row = panels(len(shown), columns=2, height=3.4)
     for axes, (case, result) in zip(row, shown.items(), strict=False):
         layers = result["layers"]
         places = range(len(layers))
@@ -245,7 +245,7 @@ def training(results: dict[str, Result]) -> Figure | None:
     }
     if not curves:
         return None
-    figure, row = _panels(len(curves), columns=2, height=3.2)
+    figure, row = panels(len(curves), columns=2, height=3.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, curves.items(), strict=False):
         for case, result in results.items():
@@ -266,7 +266,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
     on_chip = {case: result for case, result in results.items() if "training_pulses" in result}
     if not on_chip:
         return None
-    figure, (left, right) = _panels(2, height=4.4)
+    figure, (left, right) = panels(2, height=4.4)
     parts = {
         key: label
         for key, label in TRAINING_COMPONENTS.items()
@@ -304,7 +304,7 @@ def pulse_response(
         fitted: the same, of the fitted device.
         examples: of single cells by name, what they showed and their fitted curve without noise.
     """
-    figure, (many, single) = _panels(2)
+    figure, (many, single) = panels(2)
     pulses = range(1, len(measured[0]) + 1)
     for (low, median, high), colour, label in ((measured, "C0", "measured"), (fitted, "C1", "fitted")):
         many.plot(pulses, median, color=colour, label=f"{label}, median")
@@ -335,7 +335,7 @@ def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: d
         together.setdefault(names, {})[case] = result
     if not together:
         return None
-    figure, row = _panels(len(together), columns=2, height=3.4)
+    figure, row = panels(len(together), columns=2, height=3.4)
     for axes, cases in zip(row, together.values(), strict=False):
         layers: list[dict[str, Any]] = []
         for case, result in cases.items():
@@ -349,15 +349,16 @@ def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: d
     return figure
 
 
-def _panels(count: int, columns: int | None = None, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def panels(count: int, columns: int | None = None, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, in rows of so many columns."""
     columns = min(count, columns or count)
     rows = -(-count // columns)
     figure = Figure(figsize=(5.6 * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    panels = list(grid.flat)
-    for unused in panels[count:]:
+    every = list(grid.flat)
+    for unused in every[count:]:
         unused.set_visible(False)
-    return figure, panels[:count]
+    return figure, every[:count]
 
 
 def _name_layers(axes: Axes, layers: list[dict[str, Any]]) -> None:

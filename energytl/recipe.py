@@ -3,7 +3,7 @@
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Case:
             built = recipe_parser().instantiate(self.settings)
             return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
         except (ValueError, TypeError, ArgumentError) as error:
-            raise RecipeError(f"case {self.name}: {_one_line(error)}") from error
+            raise RecipeError(f"case {self.name}: {one_line(error, recipe_parser())}") from error
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer."""
@@ -174,13 +174,17 @@ def _add_trainer(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=set(OWN_TRAINER_SETTINGS))
 
 
-def read(path: Path, overrides: list[str]) -> list[Case]:
+def read(
+    path: Path, overrides: list[str], only: str | None = None, changes: dict[str, Any] | None = None
+) -> list[Case]:
     """The cases of a recipe file, in their order; a file without `cases` has one, named after the file.
 
     Args:
         path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `base` names
             a recipe beside it, or several, of which later ones win, from which this one differs in what it says.
         overrides: as on the command line, --key.sub=value; they win over the file and its cases.
+        only: read just the case of that name.
+        changes: nested or dotted settings that win over the file and its cases, but not over the overrides.
 
     Raises:
         RecipeError: for what cannot be read, in one line.
@@ -189,19 +193,29 @@ def read(path: Path, overrides: list[str]) -> list[Case]:
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
+    if only is not None and only not in variants:
+        raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
     cases = []
-    for name, changes in variants.items():
+    for name, variant in variants.items():
+        if only not in (None, name):
+            continue
         if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
             raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
-        merged = merge(nested(content), nested(changes or {}))
+        merged = merge(merge(nested(content), nested(variant or {})), nested(changes or {}))
         try:
-            settings = recipe_parser().parse_args(["--config", yaml.safe_dump(merged), *overrides])
+            settings = parse(yaml.safe_dump(merged), overrides)
         except (ArgumentError, ValueError, TypeError) as error:
             where = str(path) if name == path.stem else f"{path}, case {name}"
-            raise RecipeError(f"{where}: {_one_line(error)}") from error
-        settings.pop("config", None)
+            raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
         cases.append(Case(str(name), settings))
     return cases
+
+
+def parse(text: str, overrides: Sequence[str] = ()) -> Namespace:
+    """The settings of a recipe without cases and base, as `Case.as_yaml` writes it; what it leaves out is default."""
+    settings = recipe_parser().parse_args(["--config", text, *overrides])
+    settings.pop("config", None)
+    return settings
 
 
 def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -211,7 +225,7 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise RecipeError(f"recipe {path} not found" + (f", the base of {above[-1]}" if above else "")) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {_one_line(error)}") from error
+        raise RecipeError(f"recipe {path} cannot be read: {one_line(error, recipe_parser())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} is not a mapping of settings")
     base = content.pop("base", None)
@@ -273,8 +287,13 @@ def _same_class(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return "class_path" not in new or new["class_path"] == old.get("class_path")
 
 
-def _one_line(error: BaseException) -> str:
-    """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed."""
+def one_line(error: BaseException, parser: ArgumentParser) -> str:
+    """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed.
+
+    Args:
+        error: what a parser raised.
+        parser: whose keys an unknown one is compared with.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
     text = re.sub(r"Does not validate against .* Errors: - (?:Problem with given class_path '[^']*': )?", "", text)
@@ -287,7 +306,7 @@ def _one_line(error: BaseException) -> str:
     if unknown and keys:
         return f"{'.'.join(keys)}: unknown key {unknown[1]}"
     if unknown:
-        known = sorted(set(recipe_parser().get_defaults().keys(branches=True)) - {"config"})
+        known = sorted(set(parser.get_defaults().keys(branches=True)) - {"config"})
         close = difflib.get_close_matches(unknown[1], known, 1)
         top = ", ".join(key for key in known if "." not in key)
         return f"unknown key {unknown[1]}; " + (f"did you mean {close[0]}?" if close else f"there are {top}")

@@ -48,7 +48,7 @@ def report(recipe_folder: Path, cases: list[str] | None = None) -> str:
     if not results:
         raise ValueError(f"{recipe_folder} holds no finished run (no <case>/version_<n>/result.json)")
     write_json(recipe_folder / "summary.json", summarise(results))
-    pictures = {name: _png(figure) for name, figure in figures(results).items()}
+    pictures = {name: as_png(figure) for name, figure in figures(results).items()}
     for name, png in pictures.items():
         (recipe_folder / f"{name}.png").write_bytes(png)
     (recipe_folder / "report.html").write_text(_page(recipe_folder.name, results, pictures), encoding="utf-8")
@@ -61,13 +61,35 @@ def text(results: dict[str, Result]) -> str:
     return "\n\n".join([*blocks, "\n".join([*findings(results), *notes(results)])])
 
 
-def _page(name: str, results: dict[str, Result], pictures: dict[str, bytes]) -> str:
-    shown = "\n".join(
-        f'<figure><img alt="{html.escape(CAPTIONS[picture])}" '
+def html_page(title: str, heading: str, body: str) -> str:
+    """A page that needs no other file."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
+<h1>{html.escape(heading)}</h1>
+{body}
+</body></html>
+"""
+
+
+def html_figures(pictures: dict[str, bytes], captions: dict[str, str]) -> str:
+    """PNGs with their captions."""
+    return "\n".join(
+        f'<figure><img alt="{html.escape(captions[name])}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{html.escape(CAPTIONS[picture])}</figcaption></figure>"
-        for picture, png in pictures.items()
+        f"<figcaption>{html.escape(captions[name])}</figcaption></figure>"
+        for name, png in pictures.items()
     )
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure's picture."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _page(name: str, results: dict[str, Result], pictures: dict[str, bytes]) -> str:
     filled = "\n".join(table.as_html() for table in tables(results))
     said = "".join(f"<p>{html.escape(finding)}</p>" for finding in findings(results))
     remarks = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
@@ -77,21 +99,10 @@ def _page(name: str, results: dict[str, Result], pictures: dict[str, bytes]) -> 
         + "</li>"
         for case, result in results.items()
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}: energy and accuracy</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
-<h1>{html.escape(name)}</h1>
-<p>Accuracy (median over reads of all test images) and cost of one image.</p>
+    body = f"""<p>Accuracy (median over reads of all test images) and cost of one image.</p>
 {filled}
 {said}
 <ul>{remarks}</ul>
-{shown}
-<h2>How it was made</h2><ul>{made}</ul>
-</body></html>
-"""
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+{html_figures(pictures, CAPTIONS)}
+<h2>How it was made</h2><ul>{made}</ul>"""
+    return html_page(f"{name}: energy and accuracy", name, body)

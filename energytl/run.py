@@ -5,13 +5,14 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -42,7 +43,13 @@ HELD_IMAGES_BYTES = 2**31
 """Test images up to this size are read and transformed once and held; more are loaded anew for each measurement."""
 
 
-def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Result:
+def run_case(
+    case: Case,
+    order: int,
+    recipe_folder: Path,
+    resume: bool,
+    watch: Callable[[Recipe], list[Callback]] = lambda recipe: [],
+) -> Result:
     """Train, evaluate and price one case; everything about it lies in a version folder of its own.
 
     Args:
@@ -51,6 +58,7 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
         recipe_folder: logs/<recipe>.
         resume: take up the latest version, if it has the same settings: return its result if it is finished,
             else go on from its last checkpoint.
+        watch: makes callbacks that look at the training of the analog network, and may end it by an exception.
     """
     folder = _version_folder(case, recipe_folder / case.name, resume)
     if finished(folder):
@@ -78,7 +86,7 @@ def run_case(case: Case, order: int, recipe_folder: Path, resume: bool) -> Resul
         version=version_number(folder),
         default_hp_metric=False,
     )
-    trained = train(case, recipe, analog, teacher, folder, kept, logger)
+    trained = train(case, recipe, analog, teacher, folder, kept, logger, watch(recipe))
     result: Result = {
         "case": case.name,
         "order": order,

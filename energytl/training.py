@@ -3,12 +3,15 @@
 import copy
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from filelock import FileLock
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -57,12 +60,13 @@ def pretrain(case: Case, recipe: Recipe, network: nn.Module, kept: Path) -> None
     assert recipe.pretrain is not None
     folder = kept / _digest(_digital_settings(case.resolved(), recipe))
     done = folder / "network.pt"
-    if not done.is_file():
-        module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
-        fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
-        rank_zero_only(write_tensors)(done, network.state_dict())
-        if several_processes():
-            torch.distributed.barrier()  # the others load what the first one writes
+    with _only_one(folder):
+        if not done.is_file():
+            module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
+            fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
+            rank_zero_only(write_tensors)(done, network.state_dict())
+            if several_processes():
+                torch.distributed.barrier()  # the others load what the first one writes
     load_weights(network, str(done))
     seed_everything(recipe.seed, workers=True, verbose=False)
 
@@ -75,6 +79,7 @@ def train(
     folder: Path,
     kept: Path,
     logger: TensorBoardLogger,
+    callbacks: Sequence[Callback] = (),
 ) -> list[Trained]:
     """Train the analog network once for each λ of the objective, each time from the last one's weights.
 
@@ -86,6 +91,7 @@ def train(
         folder: where checkpoints go.
         kept: folder of finished trainings, which serve every run with the same settings, if the recipe shares them.
         logger: of the curves.
+        callbacks: of Lightning, besides those of every training.
 
     Returns:
         The network after each training; without a training, the network as it is.
@@ -123,7 +129,7 @@ def train(
             )
             checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
             stage = History(first_epoch=len(history.rows))
-            activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage)
+            activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage, callbacks)
             if module.ranges is not None:
                 module.ranges.settle()
             history.rows = history.rows + stage.rows
@@ -149,6 +155,7 @@ def fit(
     checkpoints: Path,
     logger: TensorBoardLogger | None,
     history: History,
+    callbacks: Sequence[Callback] = (),
 ) -> list[Activity]:
     """Train with a checkpoint after each epoch, going on from the last one that is there; what on-chip arrays did."""
     last = checkpoints / "last.ckpt"
@@ -168,6 +175,7 @@ def fit(
             history,
             StopAtNaN(),
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+            *callbacks,
         ],
     )
     try:
@@ -221,6 +229,17 @@ def load_tensors(path: Path, what: str) -> Any:  # noqa: ANN401
             f"{what} {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged; remove or "
             "replace it"
         ) from error
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Wait until no other run works in this folder; processes that train together work there together."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        yield
 
 
 def several_processes() -> bool:

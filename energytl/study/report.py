@@ -1,0 +1,234 @@
+"""From a search's trials: its front as a table, figures, one HTML page, a CSV and TensorBoard's hyperparameters."""
+
+import csv
+import html
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from torch.utils.tensorboard import SummaryWriter
+
+from energytl.report import as_png, html_figures, html_page
+from energytl.study.confirm import CONFIRMED, FRONT, confirmed_points, confirmed_results
+from energytl.study.figures import search_figures
+from energytl.study.front import Point, front, hypervolumes, points
+from energytl.study.quantities import QUANTITIES
+from energytl.study.search import slots
+from energytl.study.settings import Settings, StudyError, read_settings, read_varied
+from energytl.study.storage import JOURNAL, open_storage
+from energytl.tables import Table, quantity
+
+STUDY = "study.yaml"
+"""The study as it ran, in the folder of the search."""
+
+CAPTIONS = {
+    "front": "The front, measured again with many reads, and all other points as the trials found them.",
+    "hypervolume": "Hypervolume after each finished trial: share of the box between the best and the worst value of "
+    "each objective (costs on a logarithmic scale) that is dominated.",
+    "importances": "How much of each objective's variance over the trials a parameter explains.",
+    "parallel_coordinates": "Each line is a trial: what varied, and what came out; in colour the front.",
+}
+
+TENSORBOARD = "tensorboard"
+"""Folder of a search with its hyperparameters and figures for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search has found.
+
+    Attributes:
+        known: its trials.
+        found: its points.
+        kept: the front.
+        importances: of each parameter, by objective.
+    """
+
+    known: list[FrozenTrial]
+    found: list[Point]
+    kept: list[Point]
+    importances: dict[str, dict[str, float]]
+
+
+def search_report(folder: Path, url: str | None = None) -> str:
+    """Write report.html, PNGs, trials.csv and TensorBoard events; return the table for the terminal.
+
+    Args:
+        folder: of the search.
+        url: of the storage, if it is not the folder's journal file.
+
+    Raises:
+        StudyError: in one line, if there is no finished trial.
+    """
+    if url is None and not (folder / JOURNAL).is_file():
+        raise StudyError(f"the trials of {folder} lie elsewhere: name the storage with --storage URL")
+    settings = read_settings(folder / STUDY)
+    trials = optuna.load_study(study_name=folder.name, storage=open_storage(url, folder))
+    known = trials.get_trials(deepcopy=False)
+    found = points(settings, known)
+    if not found:
+        raise StudyError(f"{folder} has no finished trial")
+    again = confirmed_points(settings, folder, found)
+    findings = Findings(known, found, front(again or found), _importances(settings, trials))
+    figures = search_figures(settings, read_varied(settings), found, findings.kept, findings.importances)
+    pictures = {name: as_png(figure) for name, figure in figures.items()}
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    table, lines = front_table(settings, folder, findings), notes(settings, folder, findings)
+    said = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    body = f"{table.as_html()}\n<ul>{said}</ul>\n{html_figures(pictures, CAPTIONS)}"
+    (folder / "report.html").write_text(html_page(f"{folder.name}: search", folder.name, body), encoding="utf-8")
+    _write_csv(settings, folder / "trials.csv", findings)
+    _write_tensorboard(settings, folder, findings)
+    return "\n\n".join([table.as_text(), "\n".join(lines)])
+
+
+def front_table(settings: Settings, folder: Path, findings: Findings) -> Table:
+    """A row for each point of the front."""
+    results = confirmed_results(folder)
+    wanted = [*settings.objectives, *(name for name in settings.constraints if name not in settings.objectives)]
+    head = ("recipe", "trial", *(QUANTITIES[name].label for name in wanted), *map(_key, settings.vary))
+    rows = [head]
+    for number, point in enumerate(findings.kept, start=1):
+        cells = [_cell(name, point.numbers[name]) for name in wanted]
+        if point.number in results and "accuracy" in wanted:
+            low, high = (100 * results[point.number][f"accuracy_{end}"] for end in ("q25", "q75"))
+            cells[wanted.index("accuracy")] += f" ({low:.2f} to {high:.2f})"
+        values = [_value(point.params[key]) for key in settings.vary]
+        rows.append((f"{FRONT}/{number:02d}.yaml", str(point.number), *cells, *values))
+    return Table("front", rows)
+
+
+def notes(settings: Settings, folder: Path, findings: Findings) -> list[str]:
+    """What a reader must know about the search."""
+    counted = slots(findings.known)
+    states = Counter(trial.state for trial in counted)
+    failed = [trial for trial in findings.known if "error" in trial.user_attrs]
+    running = states[TrialState.RUNNING] + states[TrialState.WAITING]
+    stopped = states[TrialState.PRUNED]
+    repeated = len(findings.known) - len(counted) - sum(bool(t.user_attrs.get("surplus")) for t in findings.known)
+    lines = [
+        f"{len(counted)} trials: {len(findings.found)} measured, {stopped} stopped in training, {len(failed)} failed"
+        + (f", {running} not finished" if running else "")
+        + (f"; {repeated} interrupted ones were repeated" if repeated else "")
+    ]
+    lines.append(f"hypervolume {hypervolumes(findings.found)[-1]:.4f} of the box of all points")
+    again = len(confirmed_results(folder))
+    if again:
+        reads = settings.confirm.reads if settings.confirm else 0
+        lines.append(f"the front was measured again with {reads} reads a point ({again} candidates, in {CONFIRMED}/)")
+    else:
+        lines.append("the front was not measured again: its accuracies are the best of many and so a little too good")
+    broken = sum(not point.feasible for point in findings.found)
+    if broken:
+        lines.append(f"{broken} points break a constraint")
+    for objective, shares in findings.importances.items():
+        most = ", ".join(f"{_key(name)} {100 * share:.0f} %" for name, share in list(shares.items())[:3])
+        lines.append(f"{QUANTITIES[objective].label} varies most with {most}")
+    share = overhead(findings.known)
+    if share is not None:
+        lines.append(f"overhead of the search: {100 * share:.1f} % of the time that the trials took")
+    lines += [f"trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
+    return lines
+
+
+def overhead(known: Sequence[FrozenTrial]) -> float | None:
+    """Time that workers spent between and around their trials, as a share of the trials' own; None if unknown.
+
+    Each worker's time is that from its first trial's start to its last one's end; the wait for other workers at the
+    end of a search is not in it.
+    """
+    spans: dict[tuple[str, int], list[FrozenTrial]] = {}
+    for trial in known:
+        if trial.datetime_start and trial.datetime_complete and "seconds" in trial.user_attrs:
+            spans.setdefault(tuple(trial.user_attrs["worker"]), []).append(trial)
+    own = sum(trial.user_attrs["seconds"] for trials in spans.values() for trial in trials)
+    if not own:
+        return None
+    whole = 0.0
+    for trials in spans.values():
+        starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+        ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+        whole += (max(ends) - min(starts)).total_seconds()
+    return max(0.0, whole / own - 1)
+
+
+def _importances(settings: Settings, trials: optuna.Study) -> dict[str, dict[str, float]]:
+    """Of each parameter for each objective; empty where the trials do not tell."""
+    found = {}
+    for number, objective in enumerate(settings.objectives):
+        values = {t.values[number] for t in trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+        if len(values) < 4:  # nothing to explain
+            continue
+
+        def target(trial: FrozenTrial, number: int = number) -> float:
+            return float(trial.values[number])
+
+        found[objective] = get_param_importances(trials, evaluator=FanovaImportanceEvaluator(seed=0), target=target)
+    return found
+
+
+def _write_csv(settings: Settings, path: Path, findings: Findings) -> None:
+    on_front = {point.number for point in findings.kept}
+    quantities = [*dict.fromkeys([*settings.objectives, *settings.constraints])]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "state", "front", *quantities, *settings.vary, "seconds", "error"])
+        for trial in findings.known:
+            attributes = trial.user_attrs
+            numbers = [attributes.get("numbers", {}).get(name, "") for name in quantities]
+            values = [trial.params.get(key, "") for key in settings.vary]
+            state = "surplus" if attributes.get("surplus") else trial.state.name.lower()
+            chosen = "yes" if trial.number in on_front else ""
+            row = [
+                trial.number,
+                state,
+                chosen,
+                *numbers,
+                *values,
+                attributes.get("seconds", ""),
+                attributes.get("error", ""),
+            ]
+            writer.writerow(row)
+
+
+def _write_tensorboard(settings: Settings, folder: Path, findings: Findings) -> None:
+    """A row of hyperparameters for each point, and the figures."""
+    events = folder / TENSORBOARD
+    shutil.rmtree(events, ignore_errors=True)
+    on_front = {point.number for point in findings.kept}
+    for point in findings.found:
+        hyperparameters = {_key(name): point.params[name] for name in settings.vary}
+        metrics = {f"result/{name}": value for name, value in point.numbers.items()}
+        with SummaryWriter(str(events)) as writer:
+            writer.add_hparams(
+                hyperparameters | {"front": point.number in on_front}, metrics, run_name=f"trial_{point.number:04d}"
+            )
+    figures = search_figures(settings, read_varied(settings), findings.found, findings.kept, findings.importances)
+    with SummaryWriter(str(events)) as writer:
+        for name, figure in figures.items():
+            writer.add_figure(f"search/{name}", figure)
+        history = torch.tensor(hypervolumes(findings.found))
+        for number, volume in enumerate(history.tolist(), start=1):
+            writer.add_scalar("search/hypervolume", volume, number)
+
+
+def _key(name: str) -> str:
+    return name.replace("init_args.", "")
+
+
+def _cell(name: str, value: float) -> str:
+    if name == "accuracy":
+        return f"{100 * value:.2f} %"
+    unit = QUANTITIES[name].unit
+    return quantity(value, unit) if unit else f"{value:.3g}"
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
