@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from energytl.analog.convert import analog_layers, left_digital
@@ -22,9 +23,10 @@ from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import prepare, prepare_analog, run_case
 from energytl.study.confirm import confirm_front, write_front
+from energytl.study.quantities import QUANTITIES
 from energytl.study.ray_cluster import run_on_ray
 from energytl.study.report import STUDY, TENSORBOARD, search_report
-from energytl.study.search import Search, run_search
+from energytl.study.search import Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(fit_device(given.data, given.out))
             return 0
         if given.command == "search":
+            sys.path[:0] = [str(given.study.parent), str(Path.cwd())]  # for a user's own modules
             return _search(given, overrides)
         if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
@@ -162,24 +165,29 @@ def _add_search(commands: Any) -> None:  # noqa: ANN401
 
 def _search(given: argparse.Namespace, overrides: list[str]) -> int:
     """Search, measure the front again, report."""
-    sys.path[:0] = [str(given.study.parent), str(Path.cwd())]
     study = read_study(given.study, overrides)
     for name in ("trials", "workers", "heartbeat"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             raise StudyError(f"--{name} is {getattr(given, name)}; allowed: 1 or more")
-    trials = given.trials or study.settings.trials
+    example = prepare(study.case(study.name, study.example()), needs_data=True)
+    numbers = price(prepare_analog(example, example.network), example.data, 1, example).numbers()
+    for name in wanted_quantities(study.settings):
+        if QUANTITIES[name].key in numbers:
+            QUANTITIES[name].of(numbers)  # what is not modelled is found before anything trains
     folder = given.out / "search" / study.name
+    trials = given.trials or study.settings.trials
     search = Search(study, folder, given.storage, trials, given.workers or 1, given.heartbeat)
-    search.open()  # a storage that refuses, or another search of that name, is found before anything is written
+    with search.open():
+        pass  # a storage that refuses, or another search of that name, is found before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STUDY).write_text(study.as_yaml(), encoding="utf-8")
-    prepare(study.case(study.name, study.example()), needs_data=True)
     if given.cluster == "ray":
         run_on_ray(search, given.workers)
     else:
         run_search(search)
-    write_front(search, confirm_front(search))
-    print(search_report(folder, given.storage))
+    with FileLock(folder / "report.lock"):  # commands that end together report one after the other
+        write_front(search, confirm_front(search))
+        print(search_report(folder, given.storage))
     print(f"\n{folder / 'report.html'}; tensorboard --logdir '{folder / TENSORBOARD}'")
     return 0
 

@@ -76,7 +76,7 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it, nothing is chosen by it."""
+        """The test set: training is watched on it; no epoch is chosen by it."""
         return self.test_dataloader()
 
     def _loader(self, images: Dataset[Any], sampler: DistributedSampler[Any] | None) -> DataLoader[Any]:

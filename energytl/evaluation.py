@@ -20,6 +20,7 @@ class Evaluation:
 
     Attributes:
         reads: Monte Carlo runs over read noise, each over all test images.
+        first_read: number of the first of them; other numbers are other noise, independent of that of an earlier run.
         chips: Monte Carlo runs in which every cell keeps one state: slow telegraph noise, or chip to chip.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
@@ -35,6 +36,7 @@ class Evaluation:
     """
 
     reads: int = 10
+    first_read: int = 0
     chips: int = 0
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
@@ -45,7 +47,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        least = {"reads": 1, "chips": 0, "search_images": 1, "cost_batches": 1, "exact_images": 0}
+        least = {"reads": 1, "first_read": 0, "chips": 0, "search_images": 1, "cost_batches": 1, "exact_images": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")

@@ -158,7 +158,8 @@ class Points:
     def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int], Tensor]:
         def reads_at(log_factor: float, attempt: int) -> Tensor:
             scale.set(log_factor)
-            draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, 2, attempt))
+            seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
+            draws = read_draws(self.analog, self.evaluation.reads, seed)
             refuting = refuting_reads(len(draws))
             first = correct(self.analog, self.test, draws[:refuting], f"{label}, confirming")
             if len(draws) == refuting or bool((first.double().mean(1) < target).all()):
@@ -178,7 +179,8 @@ class Points:
         return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor, self._reads(2))
 
     def _reads(self, stream: int) -> Tensor:
-        draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream))
+        first = self.evaluation.first_read
+        draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
         return correct(self.analog, self.test, draws, f"{self.label}: evaluating")
 
     def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor) -> Result:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from energytl.results import read_json, write_json, write_tensors
 
 UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "mapping", "read", "computation", "rho")
 """Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
+
+UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
+"""Settings of Lightning's Trainer that do not change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -107,40 +110,43 @@ def train(
         weights.append(objective.price)
         done = kept / _digest(_analog_settings(settings, recipe, weights))
         activities: list[Activity] = []
-        if recipe.share_training and (done / "training.json").is_file():
-            state = load_tensors(done / "network.pt", "trained network")
-            analog.load_state_dict(state)
-            if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
-                configure(analog, rho=recipe.hardware.rho)
-            finished = read_json(done / "training.json")
-            energy_unit, rows = finished["energy_unit"], finished["history"]
-            for row in rows[len(history.rows) :]:
-                logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-            history.rows = rows
-        else:
-            module = Classifier(
-                analog,
-                recipe.data.classes,
-                recipe.train.optimizer,
-                recipe.train.scheduler,
-                objective,
-                teacher,
-                energy_unit,
-            )
-            checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
-            stage = History(first_epoch=len(history.rows))
-            activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage, callbacks)
-            if module.ranges is not None:
-                module.ranges.settle()
-            history.rows = history.rows + stage.rows
-            energy_unit = float(module.energy_unit)
-            if recipe.share_training and not activities:
-                rank_zero_only(write_tensors)(done / "network.pt", analog.state_dict())
-                rank_zero_only(write_json)(
-                    done / "training.json", {"energy_unit": energy_unit, "history": history.rows}
+        with _only_one(done) if recipe.share_training else nullcontext():
+            if recipe.share_training and (done / "training.json").is_file():
+                state = load_tensors(done / "network.pt", "trained network")
+                analog.load_state_dict(state)
+                if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
+                    configure(analog, rho=recipe.hardware.rho)
+                finished = read_json(done / "training.json")
+                energy_unit, rows = finished["energy_unit"], finished["history"]
+                for row in rows[len(history.rows) :]:
+                    logger.log_metrics(
+                        {name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"])
+                    )
+                history.rows = rows
+            else:
+                module = Classifier(
+                    analog,
+                    recipe.data.classes,
+                    recipe.train.optimizer,
+                    recipe.train.scheduler,
+                    objective,
+                    teacher,
+                    energy_unit,
                 )
-                if several_processes():
-                    torch.distributed.barrier()  # all see it, or none
+                checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
+                stage = History(first_epoch=len(history.rows))
+                activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage, callbacks)
+                if module.ranges is not None:
+                    module.ranges.settle()
+                history.rows = history.rows + stage.rows
+                energy_unit = float(module.energy_unit)
+                if recipe.share_training and not activities:
+                    rank_zero_only(write_tensors)(done / "network.pt", analog.state_dict())
+                    rank_zero_only(write_json)(
+                        done / "training.json", {"energy_unit": energy_unit, "history": history.rows}
+                    )
+                    if several_processes():
+                        torch.distributed.barrier()  # all see it, or none
         seed_everything(recipe.seed, workers=True, verbose=False)
         trained.append(Trained(objective.price, copy.deepcopy(analog.state_dict()), list(history.rows), activities))
     configure(analog, computation=recipe.hardware.computation)
@@ -249,7 +255,11 @@ def several_processes() -> bool:
 
 def _digital_settings(settings: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """What the digital network depends on, of all settings."""
-    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed", "trainer")}
+    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed")}
+    trainer = {name: value for name, value in settings["trainer"].items() if name not in UNSEEN_OF_THE_TRAINER}
+    if isinstance(trainer["devices"], list):
+        trainer["devices"] = len(trainer["devices"])
+    relevant["trainer"] = trainer
     if recipe.weights is not None:
         relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
     return relevant

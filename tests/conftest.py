@@ -1,7 +1,11 @@
 """Statistics, a setting of torch and the data sets that the tests of several folders share."""
 
+import os
 import runpy
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests beside others, and the programs that they start, have one thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices",),
+    ("devices", "quiet"),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results"),
@@ -19,6 +19,7 @@ LAYERS = (
     ("plots", "recipe", "report", "device_fit"),
     ("training", "points", "results_page"),
     ("run",),
+    ("study",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

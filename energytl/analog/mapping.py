@@ -17,6 +17,9 @@ from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
 SMALLEST_RANGE = 1e-12
 """Range of weights that are all 0."""
 
+UNROUNDED_RANGE_RMS = 3.0
+"""Full range of weights that are not rounded, in their root mean squares, unless said otherwise."""
+
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -25,22 +28,23 @@ class WeightFormat:
     Attributes:
         bits: bits of a weight, its sign among them: 2·levels + 1 values with levels = 2^(bits−1) − 1. None: not
             rounded, and not cut to the range: what programming or pulses leave in a cell.
-        range_rms: range of weights that are not rounded, in root mean squares of the layer's weights. 3 leaves few
-            of a trained layer's weights outside; training on chip from small random ones needs room to grow.
+        range_rms: the full range, in root mean squares of the layer's weights. None: that which rounds them best, or
+            3, which leaves few of a trained layer's weights outside, for those that are not rounded. Training on chip
+            from small random ones needs room to grow.
 
     >>> WeightFormat(5).levels
     15
     """
 
     bits: int | None = 5
-    range_rms: float = 3.0
+    range_rms: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
         if self.bits is not None and not 2 <= self.bits <= 16:
             raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign), or null")
-        if not self.range_rms > 0:
-            raise ValueError(f"weights.range_rms is {self.range_rms}; allowed: above 0")
+        if self.range_rms is not None and not self.range_rms > 0:
+            raise ValueError(f"weights.range_rms is {self.range_rms}; allowed: above 0, or null")
 
     @property
     def levels(self) -> int:
@@ -59,10 +63,11 @@ class WeightFormat:
         return 2**15 - 1 if self.bits is None else self.levels
 
     def full_range(self, weight: Tensor) -> float:
-        """The range for these weights: that which rounds them best, or range_rms root mean squares."""
-        if self.bits is not None:
+        """The range for these weights: range_rms root mean squares, or that which rounds them best."""
+        if self.bits is not None and self.range_rms is None:
             return best_range(weight, self.levels)
-        return max(self.range_rms * float(weight.detach().square().mean().sqrt()), SMALLEST_RANGE)
+        rms = float(weight.detach().square().mean().sqrt())
+        return max((self.range_rms or UNROUNDED_RANGE_RMS) * rms, SMALLEST_RANGE)
 
     def rounded(self, weight: Tensor, full_range: float) -> Tensor:
         """What a cell of that range holds of these weights; shape of weight, straight-through gradient."""

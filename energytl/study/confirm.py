@@ -2,88 +2,121 @@
 
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from energytl.recipe import Case
-from energytl.results import Result, latest_results
-from energytl.run import run_case
+from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import Search, limit_threads, wanted_quantities
-from energytl.study.settings import Settings, Study
-from energytl.study.trial import silently
+from energytl.study.search import Search, limit_threads, on_own_gpu, one_line, wanted_quantities
+from energytl.study.settings import Settings, Study, StudyError
+from energytl.study.trial import run_silently
 
 CONFIRMED, FRONT = "confirmed", "front"
 """Folders of a search: runs with many reads; recipes."""
+
+OTHER_READS = 1000
+"""Number of the first read of a confirmation: none of those by which a trial came to the front."""
 
 
 def confirm_front(search: Search) -> list[Point]:
     """Measure the points on the front and near it with many reads; those that stay on it.
 
-    Their networks are not trained again: they are taken from the trials' trainings, but for those trained on the chip.
+    Their networks are not trained again where the folder has the trials' trainings, but for those trained on the chip.
+
+    Raises:
+        StudyError: if none could be measured.
     """
     settings = search.study.settings
-    found = points(settings, search.open().get_trials(deepcopy=False))
+    with search.open() as trials:
+        found = points(settings, trials.get_trials(deepcopy=False))
     if settings.confirm is None:
         return front(found)
     near = tuple(settings.confirm.near if name == "accuracy" else 0.0 for name in settings.objectives)
     candidates = front(found, near)
-    cases = [_case(search.study, candidate) for candidate in candidates]
-    jobs = [(case, search.folder, search.workers) for case in cases]
-    if search.workers == 1:
-        for job in jobs:
-            _measure(*job)
-    else:
-        with multiprocessing.get_context("spawn").Pool(search.workers) as pool:
-            pool.starmap(_measure, jobs, chunksize=1)
-    return front(confirmed_points(settings, search.folder, candidates))
+    cases = {candidate.number: confirming_case(search.study, candidate) for candidate in candidates}
+    results = _results(search, cases)
+    again = [_measured(settings, old, results[old.number]) for old in candidates if old.number in results]
+    if candidates and not again:
+        raise StudyError(f"none of the front could be measured again; see {search.folder / CONFIRMED}")
+    return front(again)
 
 
-def confirmed_points(settings: Settings, folder: Path, candidates: Sequence[Point]) -> list[Point]:
-    """Those of these points that were measured again, with the numbers found then."""
-    results = confirmed_results(folder)
-    wanted = wanted_quantities(settings)
-    return [
-        point(settings, old.number, old.params, {name: QUANTITIES[name].of(results[old.number]) for name in wanted})
-        for old in candidates
-        if old.number in results
-    ]
+def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
+    """The results of these cases, by trial, with a bar; a case that fails is named and left out."""
+    results: dict[int, Result] = {}
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(search.workers, max(1, len(cases)))
+    with tqdm(total=len(cases), desc="front, measured again", unit="point") as bar:
+
+        def take(number: int, get: Any) -> None:  # noqa: ANN401
+            try:
+                results[number] = get()
+            except (BrokenProcessPool, ValueError, RuntimeError) as error:
+                bar.write(f"trial {number} could not be measured again: {one_line(error)}", file=sys.stderr)
+            bar.update()
+
+        if workers == 1:
+            for number, case in cases.items():
+                take(number, lambda case=case: _measure(case, search.folder, 1, 0))
+            return results
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            started = {
+                pool.submit(_measure, case, search.folder, workers, place % workers): number
+                for place, (number, case) in enumerate(cases.items())
+            }
+            for future in as_completed(started):
+                take(started[future], future.result)
+    return results
 
 
-def confirmed_results(folder: Path) -> dict[int, Result]:
-    """Results with many reads, by trial."""
-    runs = folder / CONFIRMED
-    return {int(name): result for name, result in latest_results(runs).items()} if runs.is_dir() else {}
+def _measure(case: Case, folder: Path, workers: int, index: int) -> Result:
+    """Run a case of the front, or find that it has run."""
+    limit_threads(workers)
+    return run_silently(on_own_gpu(case, index), folder / CONFIRMED)
 
 
-def write_front(search: Search, kept: Sequence[Point]) -> list[Path]:
-    """A recipe for each point of the front, in its order; those of an earlier front go."""
+def _measured(settings: Settings, old: Point, result: Result) -> Point:
+    """A point with the numbers found now, and the quartiles of its accuracy."""
+    numbers = {name: QUANTITIES[name].of(result) for name in wanted_quantities(settings)}
+    quartiles = (float(result["accuracy_q25"]), float(result["accuracy_q75"]))
+    return replace(point(settings, old.number, old.params, numbers), quartiles=quartiles)
+
+
+def write_front(search: Search, kept: Sequence[Point]) -> None:
+    """A recipe for each point of the front, in its order, and front.json; those of an earlier front go."""
     folder = search.folder / FRONT
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    paths = []
-    for number, candidate in enumerate(kept, start=1):
-        case = _case(search.study, candidate)
-        said = ", ".join(f"{QUANTITIES[name].label} {value:.4g}" for name, value in candidate.numbers.items())
-        path = folder / f"{number:02d}.yaml"
-        path.write_text(
-            f"# Trial {candidate.number} of the search {search.study.name}: {said}\n{case.as_yaml()}", "utf-8"
-        )
-        paths.append(path)
-    return paths
+    for number, kept_point in enumerate(kept, start=1):
+        case = confirming_case(search.study, kept_point)
+        said = ", ".join(f"{QUANTITIES[name].label} {value:.4g}" for name, value in kept_point.numbers.items())
+        text = f"# Trial {kept_point.number} of the search {search.study.name}: {said}\n{case.as_yaml()}"
+        (folder / f"{number:02d}.yaml").write_text(text, encoding="utf-8")
+    write_json(folder / "front.json", [asdict(kept_point) for kept_point in kept])
 
 
-def _case(study: Study, candidate: Point) -> Case:
-    """A trial's recipe, with the reads of the confirmation."""
+def read_front(folder: Path) -> list[Point] | None:
+    """The front that was written last; None if none was."""
+    path = folder / FRONT / "front.json"
+    if not path.is_file():
+        return None
+    rows = read_json(path)
+    return [Point(**row | {name: row[name] and tuple(row[name]) for name in ("losses", "quartiles")}) for row in rows]
+
+
+def confirming_case(study: Study, candidate: Point) -> Case:
+    """A trial's recipe with the reads of the confirmation, whatever the command line says of reads."""
+    case = study.case(f"{candidate.number:04d}", study.values(candidate.params))
     again = study.settings.confirm
-    reads = {"evaluation.reads": again.reads} if again else {}
-    return study.case(f"{candidate.number:04d}", study.values(candidate.params) | reads)
-
-
-def _measure(case: Case, folder: Path, workers: int) -> None:
-    """Run a case of the front, or find that it has run."""
-    limit_threads(workers)
-    runs = folder / CONFIRMED
-    with silently(runs / f"{case.name}.log"):
-        run_case(case, int(case.name), runs, resume=True)
+    if again is not None:
+        case.settings.evaluation.reads, case.settings.evaluation.first_read = again.reads, OTHER_READS
+    return case

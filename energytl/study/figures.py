@@ -49,7 +49,7 @@ def front_projections(settings: Settings, found: Sequence[Point], kept: Sequence
         groups: dict[str, tuple[list[Point], dict[str, Any]]] = {
             "breaks a constraint": ([p for p in found if not p.feasible], {"marker": "x", "color": "silver"}),
             "dominated": ([p for p in found if p.feasible], {"marker": "o", "color": "silver"}),
-            "front, measured again": (list(kept), {"marker": "o", "color": "C0", "zorder": 3}),
+            "front": (list(kept), {"marker": "o", "color": "C0", "zorder": 3}),
         }
         for label, (shown, style) in groups.items():
             if shown:

@@ -22,6 +22,7 @@ class Point:
         numbers: its quantities.
         losses: of the objectives, all better where smaller.
         feasible: whether it keeps to the constraints.
+        quartiles: of the accuracy over many reads, if it was measured with many.
     """
 
     number: int
@@ -29,15 +30,16 @@ class Point:
     numbers: dict[str, float]
     losses: tuple[float, ...]
     feasible: bool
+    quartiles: tuple[float, float] | None = None
 
 
 def points(settings: Settings, known: Sequence[FrozenTrial]) -> list[Point]:
     """Finished trials in their order, each set of values once."""
-    return [
-        point(settings, trial.number, trial.params, trial.user_attrs["numbers"])
-        for trial in known
-        if trial.state == TrialState.COMPLETE and "same_as" not in trial.user_attrs
-    ]
+    found: list[Point] = []
+    for trial in known:
+        if trial.state == TrialState.COMPLETE and not any(trial.params == other.params for other in found):
+            found.append(point(settings, trial.number, trial.params, trial.user_attrs["numbers"]))
+    return found
 
 
 def point(settings: Settings, number: int, params: dict[str, Any], numbers: dict[str, float]) -> Point:

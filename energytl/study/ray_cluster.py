@@ -1,5 +1,6 @@
 """Trials as tasks of a Ray cluster: the driver suggests and records, the tasks only compute."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,20 @@ from tqdm import tqdm
 from energytl.recipe import Case, parse
 from energytl.study.search import (
     Search,
-    again,
     conclude,
     draw,
     enough,
     next_sampler,
     one_line,
     prepare,
+    put_back,
     refuse_failures,
     rivals,
     wanted,
     wanted_quantities,
 )
 from energytl.study.settings import StudyError
-from energytl.study.storage import RETRIES, revive, sign
+from energytl.study.storage import RETRIES, Worker, queue_lost, revive
 from energytl.study.trial import Outcome, Rivals, run_trial
 
 
@@ -41,20 +42,38 @@ def run_on_ray(search: Search, tasks: int | None) -> None:
         import ray
     except ImportError as error:
         raise StudyError("--cluster ray wants Ray: pip install 'energytl[ray]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error", include_dashboard=False)
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     resources = ray.cluster_resources()
     gpus = 1 if resources.get("GPU") else 0
     tasks = tasks or max(1, int(resources["GPU" if gpus else "CPU"]))
-    search = replace(search, workers=tasks)
-    trials = search.open()
+    search = replace(search, workers=tasks, heartbeat_s=0)  # Ray itself repeats the tasks of dead machines
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
+    try:
+        with search.open() as trials, Worker(search.folder) as driver:
+            revive(trials, search.folder)
+            queue_lost(trials)
+            begun = len(trials.get_trials(deepcopy=False))
+            _drive(ray, remote, search, begun, trials, driver)
+            refuse_failures(trials, begun)
+    finally:
+        ray.shutdown()
+
+
+def _drive(
+    ray: Any,  # noqa: ANN401
+    remote: Any,  # noqa: ANN401
+    search: Search,
+    begun: int,
+    trials: optuna.Study,
+    driver: Worker,
+) -> None:
+    """Keep the cluster busy until there are enough trials."""
     running: dict[Any, optuna.Trial] = {}
     try:
-        with tqdm(total=search.trials, desc=search.study.name, unit="trial", smoothing=0.1) as bar:
-            revive(trials)
+        with tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
             while True:
-                while len(running) < tasks and _more(search, trials):
-                    submitted = _submit(search, trials, remote)
+                while len(running) < search.workers and _more(search, trials, begun):
+                    submitted = _submit(search, trials, driver, remote)
                     if submitted is not None:
                         running[submitted[0]] = submitted[1]
                 draw(bar, search, trials)
@@ -64,25 +83,27 @@ def run_on_ray(search: Search, tasks: int | None) -> None:
                 _record(search, trials, running.pop(done), _result(ray, done))
     except KeyboardInterrupt:
         for trial in running.values():
-            again(trials, trial)
+            put_back(trials, trial)
         raise
-    finally:
-        ray.shutdown()
-    refuse_failures(trials)
 
 
-def _more(search: Search, trials: optuna.Study) -> bool:
+def _more(search: Search, trials: optuna.Study, begun: int) -> bool:
     known = trials.get_trials(deepcopy=False)
-    return wanted(search, known) and not enough(search, known)
+    return wanted(search, known) and not enough(search, known, begun)
 
 
-def _submit(search: Search, trials: optuna.Study, remote: Any) -> tuple[Any, optuna.Trial] | None:  # noqa: ANN401
+def _submit(
+    search: Search,
+    trials: optuna.Study,
+    driver: Worker,
+    remote: Any,  # noqa: ANN401
+) -> tuple[Any, optuna.Trial] | None:
     """Ask for a trial and start its task; None if it needs none."""
     next_sampler(search, trials)
     trial = trials.ask()
-    sign(trial)
+    driver.sign(trial)
     try:
-        started = prepare(search, trials, trial, {})
+        started = prepare(search, trials, trial, None)
     except Exception as error:
         _record(search, trials, trial, error)
         return None

@@ -15,20 +15,20 @@ from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
 
 from energytl.report import as_png, html_figures, html_page
-from energytl.study.confirm import CONFIRMED, FRONT, confirmed_points, confirmed_results
+from energytl.study.confirm import CONFIRMED, FRONT, read_front
 from energytl.study.figures import search_figures
 from energytl.study.front import Point, front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import slots
+from energytl.study.search import stagnates, wanted_quantities
 from energytl.study.settings import Settings, StudyError, read_settings, read_varied
-from energytl.study.storage import JOURNAL, open_storage
+from energytl.study.storage import JOURNAL, attempts, error_of, open_storage, slots
 from energytl.tables import Table, quantity
 
 STUDY = "study.yaml"
 """The study as it ran, in the folder of the search."""
 
 CAPTIONS = {
-    "front": "The front, measured again with many reads, and all other points as the trials found them.",
+    "front": "The front, and all other points as the trials found them, with few reads.",
     "hypervolume": "Hypervolume after each finished trial: share of the box between the best and the worst value of "
     "each objective (costs on a logarithmic scale) that is dominated.",
     "importances": "How much of each objective's variance over the trials a parameter explains.",
@@ -46,7 +46,7 @@ class Findings:
     Attributes:
         known: its trials.
         found: its points.
-        kept: the front.
+        kept: the front that was written, or if none was, that of the trials.
         importances: of each parameter, by objective.
     """
 
@@ -69,18 +69,22 @@ def search_report(folder: Path, url: str | None = None) -> str:
     if url is None and not (folder / JOURNAL).is_file():
         raise StudyError(f"the trials of {folder} lie elsewhere: name the storage with --storage URL")
     settings = read_settings(folder / STUDY)
-    trials = optuna.load_study(study_name=folder.name, storage=open_storage(url, folder))
-    known = trials.get_trials(deepcopy=False)
+    folder = folder.resolve()
+    with open_storage(url, folder) as storage:
+        if folder.name not in optuna.get_all_study_names(storage):
+            raise StudyError(f"the storage holds no search {folder.name!r}: has the folder been renamed?")
+        trials = optuna.load_study(study_name=folder.name, storage=storage)
+        known, importances = trials.get_trials(), _importances(settings, trials)
     found = points(settings, known)
     if not found:
         raise StudyError(f"{folder} has no finished trial")
-    again = confirmed_points(settings, folder, found)
-    findings = Findings(known, found, front(again or found), _importances(settings, trials))
+    written = read_front(folder)
+    findings = Findings(known, found, front(found) if written is None else written, importances)
     figures = search_figures(settings, read_varied(settings), found, findings.kept, findings.importances)
     pictures = {name: as_png(figure) for name, figure in figures.items()}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    table, lines = front_table(settings, folder, findings), notes(settings, folder, findings)
+    table, lines = front_table(settings, findings, written is not None), notes(settings, findings)
     said = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     body = f"{table.as_html()}\n<ul>{said}</ul>\n{html_figures(pictures, CAPTIONS)}"
     (folder / "report.html").write_text(html_page(f"{folder.name}: search", folder.name, body), encoding="utf-8")
@@ -89,40 +93,51 @@ def search_report(folder: Path, url: str | None = None) -> str:
     return "\n\n".join([table.as_text(), "\n".join(lines)])
 
 
-def front_table(settings: Settings, folder: Path, findings: Findings) -> Table:
-    """A row for each point of the front."""
-    results = confirmed_results(folder)
-    wanted = [*settings.objectives, *(name for name in settings.constraints if name not in settings.objectives)]
-    head = ("recipe", "trial", *(QUANTITIES[name].label for name in wanted), *map(_key, settings.vary))
+def front_table(settings: Settings, findings: Findings, written: bool) -> Table:
+    """A row for each point of the front; with the names of its recipes if they were written."""
+    names = wanted_quantities(settings)
+    head = ("recipe", "trial", *(QUANTITIES[name].label for name in names), *map(_key, settings.vary))
     rows = [head]
     for number, point in enumerate(findings.kept, start=1):
-        cells = [_cell(name, point.numbers[name]) for name in wanted]
-        if point.number in results and "accuracy" in wanted:
-            low, high = (100 * results[point.number][f"accuracy_{end}"] for end in ("q25", "q75"))
-            cells[wanted.index("accuracy")] += f" ({low:.2f} to {high:.2f})"
+        cells = [_cell(name, point.numbers[name]) for name in names]
+        if point.quartiles is not None and "accuracy" in names:
+            low, high = (100 * end for end in point.quartiles)
+            cells[names.index("accuracy")] += f" ({low:.2f} to {high:.2f})"
         values = [_value(point.params[key]) for key in settings.vary]
-        rows.append((f"{FRONT}/{number:02d}.yaml", str(point.number), *cells, *values))
+        rows.append((f"{FRONT}/{number:02d}.yaml" if written else "", str(point.number), *cells, *values))
     return Table("front", rows)
 
 
-def notes(settings: Settings, folder: Path, findings: Findings) -> list[str]:
+def notes(settings: Settings, findings: Findings) -> list[str]:
     """What a reader must know about the search."""
     counted = slots(findings.known)
     states = Counter(trial.state for trial in counted)
-    failed = [trial for trial in findings.known if "error" in trial.user_attrs]
-    running = states[TrialState.RUNNING] + states[TrialState.WAITING]
-    stopped = states[TrialState.PRUNED]
-    repeated = len(findings.known) - len(counted) - sum(bool(t.user_attrs.get("surplus")) for t in findings.known)
-    lines = [
-        f"{len(counted)} trials: {len(findings.found)} measured, {stopped} stopped in training, {len(failed)} failed"
-        + (f", {running} not finished" if running else "")
-        + (f"; {repeated} interrupted ones were repeated" if repeated else "")
+    errors = {trial.number: error for trial in counted if (error := error_of(trial)) is not None}
+    waiting = states[TrialState.RUNNING] + states[TrialState.WAITING]
+    repeated = sum(count > 1 for count in attempts(findings.known).values())
+    same = sum("same_as" in trial.user_attrs for trial in counted if trial.state == TrialState.COMPLETE)
+    parts = [f"{len(findings.found)} measured"] + [
+        f"{count} {what}"
+        for count, what in (
+            (states[TrialState.PRUNED], "stopped in training"),
+            (same, "with values measured before"),
+            (len(errors), "failed"),
+            (waiting, "not finished"),
+        )
+        if count
     ]
+    lines = [f"{len(counted)} trials: {', '.join(parts)}" + (f"; {repeated} of them repeated" if repeated else "")]
+    if stagnates(settings, findings.known) and settings.stop:
+        lines.append(
+            f"stopped: the last {settings.stop.trials} trials added no more than {100 * settings.stop.gain:g} % of the "
+            "hypervolume (stop)"
+        )
     lines.append(f"hypervolume {hypervolumes(findings.found)[-1]:.4f} of the box of all points")
-    again = len(confirmed_results(folder))
-    if again:
-        reads = settings.confirm.reads if settings.confirm else 0
-        lines.append(f"the front was measured again with {reads} reads a point ({again} candidates, in {CONFIRMED}/)")
+    if not findings.kept:
+        lines.append("no point keeps to the constraints, so there is no front")
+    elif all(point.quartiles is not None for point in findings.kept) and settings.confirm:
+        reads = settings.confirm.reads
+        lines.append(f"the front was measured again with {reads} other reads a point; its runs lie in {CONFIRMED}/")
     else:
         lines.append("the front was not measured again: its accuracies are the best of many and so a little too good")
     broken = sum(not point.feasible for point in findings.found)
@@ -134,7 +149,7 @@ def notes(settings: Settings, folder: Path, findings: Findings) -> list[str]:
     share = overhead(findings.known)
     if share is not None:
         lines.append(f"overhead of the search: {100 * share:.1f} % of the time that the trials took")
-    lines += [f"trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed[:5]]
+    lines += [f"trial {number} failed: {error}" for number, error in list(errors.items())[:5]]
     return lines
 
 
@@ -142,7 +157,7 @@ def overhead(known: Sequence[FrozenTrial]) -> float | None:
     """Time that workers spent between and around their trials, as a share of the trials' own; None if unknown.
 
     Each worker's time is that from its first trial's start to its last one's end; the wait for other workers at the
-    end of a search is not in it.
+    end of a search is not in it. Unknown where one process tells of several at once, as on Ray.
     """
     spans: dict[tuple[str, int], list[FrozenTrial]] = {}
     for trial in known:
@@ -156,7 +171,7 @@ def overhead(known: Sequence[FrozenTrial]) -> float | None:
         starts = [trial.datetime_start for trial in trials if trial.datetime_start]
         ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
         whole += (max(ends) - min(starts)).total_seconds()
-    return max(0.0, whole / own - 1)
+    return whole / own - 1 if whole >= own else None
 
 
 def _importances(settings: Settings, trials: optuna.Study) -> dict[str, dict[str, float]]:
@@ -176,7 +191,7 @@ def _importances(settings: Settings, trials: optuna.Study) -> dict[str, dict[str
 
 def _write_csv(settings: Settings, path: Path, findings: Findings) -> None:
     on_front = {point.number for point in findings.kept}
-    quantities = [*dict.fromkeys([*settings.objectives, *settings.constraints])]
+    quantities = wanted_quantities(settings)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", "front", *quantities, *settings.vary, "seconds", "error"])

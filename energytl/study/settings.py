@@ -24,7 +24,7 @@ class Range:
 
     Attributes:
         low: smallest value.
-        high: largest value. Whole numbers at both ends make all values whole.
+        high: largest value. Whole numbers at both ends (and as step) make all values whole.
         log: drawn evenly in its logarithm.
         step: distance of the values; None: any.
     """
@@ -53,8 +53,8 @@ class Range:
 
     def suggest(self, trial: Trial, key: str) -> Any:  # noqa: ANN401
         """A value for a trial."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, step=int(self.step or 1), log=self.log)
+        if all(isinstance(value, int | None) for value in (self.low, self.high, self.step)):
+            return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
 
     @property
@@ -111,17 +111,22 @@ class Bound:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a constraint wants either at_least or at_most")
 
+    @property
+    def value(self) -> float:
+        """The one that is set."""
+        value = self.at_most if self.at_least is None else self.at_least
+        assert value is not None
+        return value
+
     def violation(self, quantity: str, value: float) -> float:
         """How far a value is beyond the bound, in the quantity's scale; 0 or less: it keeps to it.
 
         >>> round(Bound(at_least=0.9).violation("accuracy", 0.87), 3), Bound(at_most=1e-6).violation("latency", 1e-7)
         (0.03, -1.0)
         """
-        bound = self.at_most if self.at_least is None else self.at_least
-        assert bound is not None
-        loss = QUANTITIES[quantity].loss
-        larger = loss(value) - loss(bound) if not QUANTITIES[quantity].larger_is_better else loss(bound) - loss(value)
-        return larger if self.at_least is None else -larger
+        worse = QUANTITIES[quantity].loss(value) - QUANTITIES[quantity].loss(self.value)
+        bounded_from_the_bad_side = (self.at_least is None) != QUANTITIES[quantity].larger_is_better
+        return worse if bounded_from_the_bad_side else -worse
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,8 @@ class Settings:
         sampler: any of Optuna's that takes several objectives, by class path. Its seed is set for each trial.
         trials: how many.
         stop: when to stop before; null: not.
-        hopeless: when to stop a trial in training; null: not. Needs evaluation.max_drop: null, since what a trial
-            costs is else known only after its evaluation.
+        hopeless: when to stop a trial in training; null: not. Needs costs that are known by then: none of training,
+            and evaluation.max_drop: null.
         confirm: how the front is measured again; null: not.
         seed: of the suggestions. Trials have the recipe's.
     """
@@ -225,6 +230,14 @@ class Settings:
             raise ValueError(f"objectives are {list(self.objectives)}; two or three different ones are wanted")
         if not self.vary:
             raise ValueError("vary is empty: nothing to search")
+        for name, bound in self.constraints.items():
+            if QUANTITIES[name].logarithmic and not bound.value > 0:
+                raise ValueError(f"constraints.{name} is {bound.value}; allowed: above 0")
+            if name == "accuracy" and not 0 < bound.value <= 1:
+                raise ValueError(f"constraints.accuracy is {bound.value}; allowed: above 0 up to 1, as 0.9 for 90 %")
+        late = [name for name in self.objectives if name.startswith("training")]
+        if self.hopeless and late:
+            raise ValueError(f"hopeless cannot judge {late[0]} before the training has ended; set hopeless: null")
         if self.trials < 1:
             raise ValueError(f"trials is {self.trials}; allowed: 1 or more")
 
@@ -286,6 +299,9 @@ class Study:
         """
         changes = merge(merge(nested(TRIAL_SETTINGS), nested(self.settings.settings)), nested(values))
         cases = read(self.base, [*self.overrides], self.settings.case, changes)
+        if len(cases) > 1:
+            named = ", ".join(case.name for case in cases)
+            raise RecipeError(f"{self.base} has several cases; choose one with `case`: {named}")
         return Case(name, cases[0].settings)
 
     def as_yaml(self) -> str:
@@ -321,6 +337,10 @@ def read_study(path: Path, overrides: list[str]) -> Study:
     """
     parsed, settings, varied = _parsed(path)
     study = Study(path.stem, parsed, settings, varied, path.parent / settings.recipe, tuple(overrides))
+    for word in overrides:
+        key = word.removeprefix("--").split("=")[0]
+        if key in varied:
+            raise StudyError(f"{path} varies {key}: take it out of `vary` before you set it")
     _check(path, study)
     return study
 
@@ -353,7 +373,7 @@ def _parsed(path: Path) -> tuple[Namespace, Settings, dict[str, Range | Choice]]
     if not isinstance(content, dict):
         raise StudyError(f"study {path} is not a mapping of settings")
     try:
-        of_the_recipe = {name: content.pop(name, None) or {} for name in OF_THE_RECIPE}
+        of_the_recipe: dict[str, Any] = {name: content.pop(name, None) or {} for name in OF_THE_RECIPE}
         for name, value in of_the_recipe.items():
             if not isinstance(value, dict):
                 raise ValueError(f"{name} must map keys of the recipe to values")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,28 +123,35 @@ def run_trial(case: Case, folder: Path, wanted: Sequence[str], rivals: Rivals | 
         rivals: to be stopped beside; None: it is never stopped.
     """
     started = time.monotonic()
-    runs = folder / TRIALS
     watches: list[Watch] = []
 
     def watch(recipe: Recipe) -> list[Callback]:
-        assert rivals is not None
-        watches.append(Watch(rivals, recipe))
+        if rivals is not None:
+            watches.append(Watch(rivals, recipe))
         return [*watches]
 
     numbers: dict[str, float] = {}
     try:
-        with silently(runs / f"{case.name}.log"):
-            if _wants_processes(case):
-                result = _run_in_processes(case, runs)
-            elif rivals is None:
-                result = run_case(case, int(case.name), runs, resume=True)
-            else:
-                result = run_case(case, int(case.name), runs, resume=True, watch=watch)
+        result = run_silently(case, folder / TRIALS, watch)
         numbers = {name: QUANTITIES[name].of(result) for name in wanted}
     except HopelessError:
         pass
     epochs = watches[0].epochs if watches else []
     return Outcome(numbers, epochs, time.monotonic() - started)
+
+
+def run_silently(case: Case, runs: Path, watch: Callable[[Recipe], list[Callback]] = lambda recipe: []) -> Result:
+    """Run a case, or take up an interrupted run of it, or find its result; what is printed goes to a file beside it.
+
+    Args:
+        case: named by a trial's number.
+        runs: folder of such cases.
+        watch: see `run_case`; a case that trains in several processes is not watched.
+    """
+    with silently(runs / f"{case.name}.log"):
+        if _wants_processes(case):
+            return _run_in_processes(case, runs)
+        return run_case(case, int(case.name), runs, resume=True, watch=watch)
 
 
 @contextmanager
@@ -159,7 +166,8 @@ def silently(log: Path) -> Iterator[None]:
 def _wants_processes(case: Case) -> bool:
     """Whether Lightning would start processes of its own, each with this process's command line."""
     settings = case.settings.trainer
-    return int(settings.num_nodes or 1) > 1 or settings.devices not in ("auto", 1, "1", None)
+    devices = len(settings.devices) if isinstance(settings.devices, list) else settings.devices
+    return int(settings.num_nodes or 1) > 1 or devices not in ("auto", 1, "1", None)
 
 
 def _run_in_processes(case: Case, runs: Path) -> Result:
@@ -171,5 +179,6 @@ def _run_in_processes(case: Case, runs: Path) -> Result:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     print(ran.stdout, ran.stderr)
     if ran.returncode:
-        raise RuntimeError(f"energytl run: {ran.stderr.strip().splitlines()[-1]}")
+        said = ran.stderr.strip().splitlines() or [f"ended with {ran.returncode}"]
+        raise RuntimeError(f"energytl run: {said[-1]}")
     return latest_results(runs)[case.name]

@@ -10,6 +10,7 @@ from energytl.analog.mapping import (
     read_variance,
     stored_magnitude,
 )
+from energytl.analog.quantize import best_range
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation, amplitude
 
@@ -95,3 +96,14 @@ def test_cells_of_a_five_bit_weight(mapping, cells, conversions):
 def test_widths_that_hold_no_weight_are_refused(bits):
     with pytest.raises(ValueError, match=rf"weights\.bits is {bits}; allowed: 2 to 16"):
         WeightFormat(bits)
+
+
+@pytest.mark.parametrize("bits", [None, 5])
+def test_a_range_in_root_mean_squares_holds_for_rounded_weights_too(bits):
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    rms = float(weight.square().mean().sqrt())
+    assert WeightFormat(bits, range_rms=2.5).full_range(weight) == pytest.approx(2.5 * rms)
+    assert WeightFormat(None).full_range(weight) == pytest.approx(3 * rms)
+    assert WeightFormat(5).full_range(weight) == best_range(weight, 15)
+    with pytest.raises(ValueError, match="range_rms is 0; allowed: above 0, or null"):
+        WeightFormat(bits, range_rms=0)

@@ -42,6 +42,7 @@ def write_study():
 
     def write(folder: Path, name: str, **changes) -> Path:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False), "utf-8")
+        (folder / "cases.yaml").write_text(yaml.safe_dump(RECIPE | {"cases": {"one": {}, "two": {}}}), "utf-8")
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(STUDY | changes, sort_keys=False), "utf-8")
         return path

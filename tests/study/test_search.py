@@ -16,9 +16,9 @@ from energytl import cli
 from energytl.study import search as search_module
 from energytl.study.front import hypervolumes, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import Search, run_search, slots
+from energytl.study.search import Search, run_search
 from energytl.study.settings import StudyError, read_study
-from energytl.study.storage import open_storage, original
+from energytl.study.storage import RETRIES, error_of, give_up, open_storage, original, revive, slots
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def searched(study, tmp_path, formula):
     def run(trials: int, folder: str = "logs", **changes) -> optuna.Study:
         search = Search(study(**changes), tmp_path / folder / "tiny_search", None, trials)
         run_search(search)
-        return search.open()
+        with search.open() as trials:
+            return trials
 
     return run
 
@@ -50,7 +51,7 @@ def test_a_search_goes_on_where_it_stopped_as_if_it_had_not(searched, formula):
 @pytest.mark.parametrize("sampler", ["TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"])
 def test_two_objectives_and_three_with_every_sampler(objectives, sampler, searched):
     trials = searched(
-        14, objectives=objectives, sampler=f"optuna.samplers.{sampler}", constraints={"accuracy": {"at_least": 0.5}}
+        12, objectives=objectives, sampler=f"optuna.samplers.{sampler}", constraints={"accuracy": {"at_least": 0.5}}
     )
     for trial in trials.trials:
         assert len(trial.values) == len(objectives)
@@ -99,7 +100,9 @@ def test_a_search_in_which_everything_fails_ends_early(searched, monkeypatch):
         raise ValueError("no such layer")
 
     monkeypatch.setattr(search_module, "run_trial", fail)
-    with pytest.raises(StudyError, match="no trial has succeeded, 5 failed; the last: no such layer"):
+    with pytest.raises(
+        StudyError, match="5 have failed, and none since the command began has succeeded; the last: no such layer"
+    ):
         searched(50)
 
 
@@ -133,12 +136,18 @@ def test_an_interrupted_trial_is_repeated_first(searched, monkeypatch, stand_in)
 
 def test_the_trial_of_a_process_that_died_here_is_repeated(study, tmp_path, formula):
     search = Search(study(), tmp_path / "tiny_search", None, 3)
-    trials = search.open()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    lost = trials.ask()
-    search.study.suggest(lost)
-    lost.set_user_attr("worker", [os.uname().nodename, dead.pid])
+    with search.open() as trials:
+        lost = trials.ask()
+        search.study.suggest(lost)
+    holder = "import sys\nfrom energytl.study.storage import Worker\nfrom pathlib import Path\n"
+    holder += "with Worker(Path(sys.argv[1])) as worker:\n    print(worker.name, flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", holder, str(search.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
+        lost.set_user_attr("worker", [alive.stdout.readline().strip(), alive.pid])
+        revive(trials, search.folder)
+        assert trials.trials[0].state == TrialState.RUNNING
+        alive.kill()
+        alive.wait()
     run_search(search)
     states = {trial.number: trial.state for trial in trials.trials}
     assert states[0] == TrialState.FAIL
@@ -147,23 +156,68 @@ def test_the_trial_of_a_process_that_died_here_is_repeated(study, tmp_path, form
     assert formula[0] == "0000"
 
 
+def test_a_trial_that_keeps_killing_its_worker_fails_in_the_end(study, tmp_path, formula):
+    search = Search(study(), tmp_path / "tiny_search", None, 2)
+    with search.open() as trials:
+        for _ in range(RETRIES + 1):
+            trial = trials.ask()
+            search.study.suggest(trial)
+            give_up(trials, trials.trials[trial.number])
+    run_search(search)
+    first, second = slots(trials.trials)
+    assert error_of(first) == f"its worker was killed {RETRIES + 1} times"
+    assert second.state == TrialState.COMPLETE
+
+
+def test_a_trial_that_was_lost_between_two_steps_is_found_again(study, tmp_path, formula):
+    search = Search(study(), tmp_path / "tiny_search", None, 2)
+    with search.open() as trials:
+        trials.tell(trials.ask(), state=TrialState.FAIL)
+    run_search(search)
+    assert [trial.state for trial in slots(trials.trials)] == [TrialState.COMPLETE] * 2
+
+
+def test_a_full_disk_ends_the_search_and_costs_no_trial(searched, monkeypatch, stand_in):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(search_module, "run_trial", full)
+    with pytest.raises(OSError, match="No space left"):
+        searched(3)
+    monkeypatch.setattr(search_module, "run_trial", lambda case, *_: search_module.Outcome(stand_in(case), [], 0.0))
+    assert [trial.state for trial in slots(searched(3).trials)] == [TrialState.COMPLETE] * 3
+
+
 def test_a_trial_taken_beside_the_last_one_is_surplus(study, tmp_path, formula):
     search = Search(study(), tmp_path / "tiny_search", None, 2)
     run_search(search)
-    trials = search.open()
-    trial = trials.ask()
+    with search.open() as trials:
+        trial = trials.ask()
     with pytest.raises(optuna.TrialPruned):
-        search_module.prepare(search, trials, trial, {})
+        search_module.prepare(search, trials, trial, 0)
     assert trials.trials[2].user_attrs["surplus"] is True
     assert len(slots(trials.trials)) == 2
 
 
 def test_another_search_of_the_same_name_is_refused(study, tmp_path, formula):
     run_search(Search(study(), tmp_path / "tiny_search", None, 1))
-    with pytest.raises(StudyError, match="began with other constraints"):
-        Search(study(constraints={"accuracy": {"at_least": 0.9}}), tmp_path / "tiny_search", None, 1).open()
-    with pytest.raises(StudyError, match="began with other objectives"):
-        Search(study(objectives=["accuracy", "latency"]), tmp_path / "tiny_search", None, 1).open()
+    for changes in ({"constraints": {"accuracy": {"at_least": 0.9}}}, {"objectives": ["accuracy", "latency"]}):
+        other = Search(study(**changes), tmp_path / "tiny_search", None, 1)
+        with pytest.raises(StudyError, match=f"began with another {next(iter(changes))}"), other.open():
+            pass
+    other = Search(study(settings={"train.epochs": 7}), tmp_path / "tiny_search", None, 1)
+    with pytest.raises(StudyError, match=r"began with another train\.epochs"), other.open():
+        pass
+
+
+def test_places_may_differ_and_a_search_without_trials_binds_nothing(study, tmp_path, formula):
+    folder = tmp_path / "tiny_search"
+    with Search(study(), folder, None, 1).open():
+        pass
+    run_search(Search(study(settings={"train.epochs": 7}), folder, None, 1))
+    elsewhere = {"train.epochs": 7, "trainer.num_sanity_val_steps": 0}
+    run_search(Search(study(settings=elsewhere), folder, None, 2))
+    assert formula == ["0000", "0001"]
 
 
 def test_tpe_beats_random_search_on_the_formula(study, formula_of):
@@ -256,7 +310,7 @@ def test_workers_share_one_pretraining(finished):
 
 def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     """SIGKILL of a worker's and then SIGINT of the command: nothing is lost, nothing counted twice."""
-    command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "5"]
+    command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "3"]
     command += ["--out", str(tmp_path / "logs")]
     folder = tmp_path / "logs" / "search" / "tiny_search"
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -264,17 +318,11 @@ def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     def running():
         if not (folder / "journal.log").is_file():
             return []
-        trials = optuna.create_study(
-            study_name="tiny_search",
-            storage=open_storage(None, folder),
-            directions=["minimize"] * 2,
-            load_if_exists=True,
-        )
-        return [
-            t.user_attrs["worker"][1]
-            for t in trials.get_trials(states=(TrialState.RUNNING,))
-            if "worker" in t.user_attrs
-        ]
+        with open_storage(None, folder) as storage:
+            if "tiny_search" not in optuna.get_all_study_names(storage):
+                return []
+            known = optuna.load_study(study_name="tiny_search", storage=storage).trials
+        return [t.user_attrs["worker"][1] for t in known if t.state == TrialState.RUNNING and "worker" in t.user_attrs]
 
     victim = wait_for(running)[0]
     os.kill(victim, signal.SIGKILL)
@@ -285,12 +333,12 @@ def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     assert "to go on, repeat the command" in error
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    trials = Search(read_study(Path(command[4]), []), folder, None, 5).open()
-    counted = slots(trials.trials)
+    with Search(read_study(Path(command[4]), []), folder, None, 3).open() as trials:
+        counted = slots(trials.trials)
     done = {original(t) for t in trials.trials if t.state == TrialState.COMPLETE}
-    assert len(counted) == 5
-    assert done == {trial.number for trial in counted}
-    assert len([t for t in trials.trials if t.state == TrialState.COMPLETE]) == 5
+    assert len(counted) == 3
+    assert done == {original(trial) for trial in counted}
+    assert len([t for t in trials.trials if t.state == TrialState.COMPLETE]) == 3
 
 
 def test_trials_may_train_in_several_processes(study_file, tmp_path):
@@ -298,6 +346,7 @@ def test_trials_may_train_in_several_processes(study_file, tmp_path):
     study = read_study(study_file(settings={"trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}}), [])
     search = Search(study, tmp_path / "tiny_search", None, 1)
     run_search(search)
-    (trial,) = search.open().trials
+    with search.open() as trials:
+        (trial,) = trials.trials
     assert trial.state == TrialState.COMPLETE, trial.user_attrs
     assert 0 < trial.user_attrs["numbers"]["accuracy"] <= 1

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from optuna import create_study
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
 from energytl import cli
@@ -46,6 +47,10 @@ def test_ends_of_ranges_and_all_choices_are_checked_against_the_recipe(study):
         ({"settings": {"evaluation": None}}, "evaluation: null, so that no accuracy is measured"),
         ({"hopeless": {}, "settings": {"evaluation.max_drop": 0.01}}, "hopeless needs evaluation.max_drop: null"),
         ({"trials": 0}, "trials is 0"),
+        ({"constraints": {"accuracy": {"at_least": 90}}}, "accuracy is 90.0; allowed: above 0 up to 1"),
+        ({"constraints": {"latency": {"at_most": 0}}}, "constraints.latency is 0.0; allowed: above 0"),
+        ({"objectives": ["accuracy", "training_energy"], "hopeless": {}}, "hopeless cannot judge training_energy"),
+        ({"recipe": "cases.yaml"}, "has several cases; choose one with `case`: one, two"),
     ],
 )
 def test_mistakes_in_a_study_file_are_told_in_one_line(changes, said, study_file, tmp_path, capsys):
@@ -83,9 +88,29 @@ def test_what_a_study_resolved_to_reads_back_the_same(study, tmp_path):
     assert yaml.safe_load(again.as_yaml()) == yaml.safe_load(read.as_yaml())
 
 
-def test_overrides_of_the_command_line_win_over_suggestions(study_file):
-    read = read_study(study_file(), ["--hardware.rho=3"])
-    assert read.case("1", {"hardware.rho": 0.5}).resolved()["hardware"]["rho"] == 3
+def test_overrides_of_the_command_line_win_over_the_study(study_file):
+    read = read_study(study_file(settings={"train.epochs": 4}), ["--train.epochs=3"])
+    assert read.case("1", {"hardware.rho": 0.5}).resolved()["train"]["epochs"] == 3
+
+
+def test_what_varies_cannot_be_set_as_well(study_file, capsys):
+    assert cli.main(["search", str(study_file()), "--hardware.rho=3"]) == 2
+    assert "varies hardware.rho: take it out of `vary` before you set it" in capsys.readouterr().err
+
+
+def test_a_quantity_that_is_not_modelled_is_refused_before_anything_trains(study_file, tmp_path, capsys):
+    path = study_file(objectives=["accuracy", "energy_total"], settings={"periphery": None})
+    assert cli.main(["search", str(path), "--out", str(tmp_path / "logs")]) == 2
+    assert "energy_total_j is not modelled in this recipe" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step", "whole"), [(1, 5, None, True), (1, 5, 2, True), (0, 2, 0.5, False), (1, 5.0, None, False)]
+)
+def test_whole_ends_and_steps_make_whole_values(low, high, step, whole):
+    trial = create_study().ask()
+    assert isinstance(Range(low, high, step=step).suggest(trial, "key"), int) is whole
 
 
 @pytest.mark.parametrize(
