@@ -48,7 +48,7 @@ def front_projections(settings: Settings, found: Sequence[Point], kept: Sequence
     for axes, (y, x) in zip(row, pairs, strict=True):
         groups: dict[str, tuple[list[Point], dict[str, Any]]] = {
             "breaks a constraint": ([p for p in found if not p.feasible], {"marker": "x", "color": "silver"}),
-            "dominated": ([p for p in found if p.feasible], {"marker": "o", "color": "silver"}),
+            "trial, few reads": ([p for p in found if p.feasible], {"marker": "o", "color": "silver"}),
             "front": (list(kept), {"marker": "o", "color": "C0", "zorder": 3}),
         }
         for label, (shown, style) in groups.items():
@@ -83,7 +83,7 @@ def parameter_importances(importances: dict[str, dict[str, float]]) -> Figure:
         axes.barh(places, [shares.get(name, 0.0) for name in names], height, label=QUANTITIES[objective].label)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.set_xlabel("importance (share of the variance, fANOVA)")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     return figure
 
 

@@ -1,6 +1,7 @@
 """What a study file holds, and how it is read: a base recipe, what varies, the objectives and their bounds."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,9 @@ def read_study(path: Path, overrides: list[str]) -> Study:
         RecipeError: for what cannot be run, in one line.
     """
     parsed, settings, varied = _parsed(path)
-    study = Study(path.stem, parsed, settings, varied, path.parent / settings.recipe, tuple(overrides))
+    base = path.parent / settings.recipe
+    sys.path.insert(0, str(base.parent))  # for a user's own modules beside the recipe
+    study = Study(path.stem, parsed, settings, varied, base, tuple(overrides))
     for word in overrides:
         key = word.removeprefix("--").split("=")[0]
         if key in varied:
