@@ -74,9 +74,9 @@ def overrides_of(path, request):
 
 
 def by_size(path):
-    """Recipes of networks that want a GPU are slow."""
-    large = ("wang_table1_vgg16", "wang_table1_resnet18", "wang_table2_resnet18", "wang_table2_resnet34")
-    return pytest.param(path, marks=[pytest.mark.slow] if path.stem in large else [], id=path.stem)
+    """Recipes of networks that want a GPU, and of those that see 224 pixels, are slow."""
+    large = ("wang_table1_vgg16", "wang_table1_resnet18", "wang_table2", "wang_posttraining", "wang_depthwise")
+    return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(large) else [], id=path.stem)
 
 
 @pytest.mark.parametrize("path", [by_size(path) for path in RECIPES])
