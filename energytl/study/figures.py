@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
 
 from energytl.plots import panels
 from energytl.study.front import Point, hypervolumes
@@ -138,6 +138,7 @@ def _scale(axes: Axes, which: str, name: str) -> None:
     if quantity.logarithmic:
         axes.set(**{f"{which}scale": "log"})
     if quantity.unit:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(EngFormatter(quantity.unit))
         axis.set_minor_formatter(lambda value, place: "")
     elif not quantity.logarithmic:
