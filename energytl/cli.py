@@ -18,7 +18,7 @@ from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, RecipeError, read, recipe_parser
+from energytl.recipe import Case, RecipeError, read, recipe_parser, said_by
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import prepare, prepare_analog, run_case
@@ -88,16 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
         unwritable = given.command in ("run", "search") and not isinstance(error, URLError)
-        print(f"\nenergytl: {_one_line(error)}{advice if unwritable else ''}", file=sys.stderr)
+        print(f"\nenergytl: {said_by(error)}{advice if unwritable else ''}", file=sys.stderr)
         return USAGE_ERROR
     except (DivergedError, ValueError) as error:
         below_bars = "\n" if given.command in ("run", "search") else ""
-        print(f"{below_bars}energytl: {_one_line(error)}", file=sys.stderr)
+        print(f"{below_bars}energytl: {said_by(error)}", file=sys.stderr)
         return USAGE_ERROR
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -104,9 +105,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
         if key.endswith("_j"):
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(EngFormatter("J"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            label_decades(axes.xaxis, "J")
         axes.margins(x=0.15, y=0.2)
         axes.grid(alpha=0.3)
     if digital:
@@ -347,6 +346,13 @@ def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: d
         axes.legend(fontsize="small")
         _name_layers(axes, layers)
     return figure
+
+
+def label_decades(axis: Axis, unit: str) -> None:
+    """Engineering labels at 1, 2 and 5 of each decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(EngFormatter(unit))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def panels(count: int, columns: int | None = None, height: float = 4.0) -> tuple[Figure, list[Axes]]:

@@ -287,6 +287,11 @@ def _same_class(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return "class_path" not in new or new["class_path"] == old.get("class_path")
 
 
+def said_by(error: BaseException) -> str:
+    """What an error says, in one line; its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def one_line(error: BaseException, parser: ArgumentParser) -> str:
     """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed.
 
@@ -294,7 +299,7 @@ def one_line(error: BaseException, parser: ArgumentParser) -> str:
         error: what a parser raised.
         parser: whose keys an unknown one is compared with.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = said_by(error)
     text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
     text = re.sub(r"Does not validate against .* Errors: - (?:Problem with given class_path '[^']*': )?", "", text)
     text = text.split(" - Expected a NoneType")[0]

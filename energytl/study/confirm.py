@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from energytl.recipe import Case
+from energytl.recipe import Case, said_by
 from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import Search, limit_threads, on_own_gpu, one_line, wanted_quantities
+from energytl.study.search import Search, limit_threads, on_own_gpu, wanted_quantities
 from energytl.study.settings import Settings, Study, StudyError
 from energytl.study.trial import run_silently
 
@@ -61,7 +61,7 @@ def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
             try:
                 results[number] = get()
             except (BrokenProcessPool, ValueError, RuntimeError) as error:
-                bar.write(f"trial {number} could not be measured again: {one_line(error)}", file=sys.stderr)
+                bar.write(f"trial {number} could not be measured again: {said_by(error)}", file=sys.stderr)
             bar.update()
 
         if workers == 1:

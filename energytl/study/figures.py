@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from energytl.plots import panels
+from energytl.plots import label_decades, panels
 from energytl.study.front import Point, hypervolumes
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Choice, Range, Settings
@@ -28,7 +28,7 @@ def search_figures(
         settings: of the study.
         varied: what varies.
         found: all points.
-        kept: the front, measured again.
+        kept: the front.
         importances: of each parameter, by objective.
     """
     figures = {
@@ -138,14 +138,11 @@ def _scale(axes: Axes, which: str, name: str) -> None:
     if quantity.logarithmic:
         axes.set(**{f"{which}scale": "log"})
     if quantity.unit:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(EngFormatter(quantity.unit))
-        axis.set_minor_formatter(lambda value, place: "")
+        label_decades(axis, quantity.unit)
     elif not quantity.logarithmic:
         axis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _short(name: str) -> str:
     """The end of a dotted key or class path, which tells it from others."""
-    parts = [part for part in name.replace("init_args.", "").split(".")]
-    return ".".join(parts[-2:])
+    return ".".join(name.replace("init_args.", "").split(".")[-2:])

@@ -35,11 +35,12 @@ class Point:
 
 def points(settings: Settings, known: Sequence[FrozenTrial]) -> list[Point]:
     """Finished trials in their order, each set of values once."""
-    found: list[Point] = []
+    first: dict[frozenset[tuple[str, Any]], Point] = {}
     for trial in known:
-        if trial.state == TrialState.COMPLETE and not any(trial.params == other.params for other in found):
-            found.append(point(settings, trial.number, trial.params, trial.user_attrs["numbers"]))
-    return found
+        values = frozenset(trial.params.items())
+        if trial.state == TrialState.COMPLETE and values not in first:
+            first[values] = point(settings, trial.number, trial.params, trial.user_attrs["numbers"])
+    return list(first.values())
 
 
 def point(settings: Settings, number: int, params: dict[str, Any], numbers: dict[str, float]) -> Point:
@@ -60,12 +61,12 @@ def front(found: Sequence[Point], near: tuple[float, ...] = ()) -> list[Point]:
     if not feasible:
         return []
     losses = np.array([candidate.losses for candidate in feasible])
-    kept = []
-    for number, candidate in enumerate(feasible):
-        own = losses[number] - np.array(near or 0.0)
-        others = np.delete(losses, number, axis=0)
-        if not ((others <= own).all(1) & (others < own).any(1)).any():
-            kept.append(candidate)
+    taken_for = losses - np.array(near or 0.0)
+    kept = [
+        candidate
+        for candidate, own in zip(feasible, taken_for, strict=True)
+        if not ((losses <= own).all(1) & (losses < own).any(1)).any()
+    ]
     return sorted(kept, key=lambda candidate: candidate.losses[::-1])
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import optuna
 from tqdm import tqdm
 
-from energytl.recipe import Case, parse
+from energytl.recipe import Case, parse, said_by
 from energytl.study.search import (
     Search,
+    begin,
     conclude,
     draw,
     enough,
     next_sampler,
-    one_line,
     prepare,
     put_back,
     refuse_failures,
@@ -24,7 +24,7 @@ from energytl.study.search import (
     wanted_quantities,
 )
 from energytl.study.settings import StudyError
-from energytl.study.storage import RETRIES, Worker, queue_lost, revive
+from energytl.study.storage import RETRIES, Worker
 from energytl.study.trial import Outcome, Rivals, run_trial
 
 
@@ -50,9 +50,7 @@ def run_on_ray(search: Search, tasks: int | None) -> None:
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
     try:
         with search.open() as trials, Worker(search.folder) as driver:
-            revive(trials, search.folder)
-            queue_lost(trials)
-            begun = len(trials.get_trials(deepcopy=False))
+            begun = begin(search, trials)
             _drive(ray, remote, search, begun, trials, driver)
             refuse_failures(trials, begun)
     finally:
@@ -124,7 +122,7 @@ def _record(search: Search, trials: optuna.Study, trial: optuna.Trial, outcome: 
     except optuna.TrialPruned:
         trials.tell(trial, state=optuna.trial.TrialState.PRUNED)
     except Exception as error:
-        trial.set_user_attr("error", one_line(getattr(error, "cause", None) or error))
+        trial.set_user_attr("error", said_by(getattr(error, "cause", None) or error))
         trials.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
+from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
@@ -89,7 +89,7 @@ def search_report(folder: Path, url: str | None = None) -> str:
     body = f"{table.as_html()}\n<ul>{said}</ul>\n{html_figures(pictures, CAPTIONS)}"
     (folder / "report.html").write_text(html_page(f"{folder.name}: search", folder.name, body), encoding="utf-8")
     _write_csv(settings, folder / "trials.csv", findings)
-    _write_tensorboard(settings, folder, findings)
+    _write_tensorboard(settings, folder, findings, figures)
     return "\n\n".join([table.as_text(), "\n".join(lines)])
 
 
@@ -213,7 +213,7 @@ def _write_csv(settings: Settings, path: Path, findings: Findings) -> None:
             writer.writerow(row)
 
 
-def _write_tensorboard(settings: Settings, folder: Path, findings: Findings) -> None:
+def _write_tensorboard(settings: Settings, folder: Path, findings: Findings, figures: dict[str, Figure]) -> None:
     """A row of hyperparameters for each point, and the figures."""
     events = folder / TENSORBOARD
     shutil.rmtree(events, ignore_errors=True)
@@ -225,12 +225,10 @@ def _write_tensorboard(settings: Settings, folder: Path, findings: Findings) -> 
             writer.add_hparams(
                 hyperparameters | {"front": point.number in on_front}, metrics, run_name=f"trial_{point.number:04d}"
             )
-    figures = search_figures(settings, read_varied(settings), findings.found, findings.kept, findings.importances)
     with SummaryWriter(str(events)) as writer:
         for name, figure in figures.items():
             writer.add_figure(f"search/{name}", figure)
-        history = torch.tensor(hypervolumes(findings.found))
-        for number, volume in enumerate(history.tolist(), start=1):
+        for number, volume in enumerate(hypervolumes(findings.found), start=1):
             writer.add_scalar("search/hypervolume", volume, number)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from energytl.analog.noise import fold
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case
+from energytl.recipe import Case, said_by
 from energytl.study.front import front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Settings, Study, StudyError
@@ -82,9 +82,7 @@ def run_search(search: Search) -> None:
         StudyError: if nothing but failures comes out, or workers end before there are enough.
     """
     with search.open() as trials, tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
-        revive(trials, search.folder)
-        queue_lost(trials)
-        begun = len(trials.get_trials(deepcopy=False))
+        begun = begin(search, trials)
         draw(bar, search, trials)
         if search.workers == 1:
             for _ in work(search, 0, begun):
@@ -96,6 +94,13 @@ def run_search(search: Search) -> None:
         known = trials.get_trials(deepcopy=False)
         if wanted(search, known) and not enough(search, known, begun):
             raise StudyError("the workers have ended before there were enough trials; to go on, repeat the command")
+
+
+def begin(search: Search, trials: optuna.Study) -> int:
+    """Queue what earlier commands have left unfinished; how many trials there are."""
+    revive(trials, search.folder)
+    queue_lost(trials)
+    return len(trials.get_trials(deepcopy=False))
 
 
 def _run_workers(search: Search, begun: int, trials: optuna.Study, bar: Any) -> None:  # noqa: ANN401
@@ -147,7 +152,7 @@ def _worker(search: Search, index: int, begun: int) -> None:
     except KeyboardInterrupt:
         sys.exit(1)
     except (StudyError, OSError) as error:
-        print(f"\nworker {index}: {one_line(error)}", file=sys.stderr)
+        print(f"\nworker {index}: {said_by(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -218,7 +223,7 @@ def _run_next(search: Search, trials: optuna.Study, worker: Worker, index: int) 
             to_blame.append(error)
             raise
         except Exception as error:
-            trial.set_user_attr("error", one_line(error))
+            trial.set_user_attr("error", said_by(error))
             trial.set_user_attr("seconds", time.monotonic() - started)
             raise
 
@@ -369,11 +374,6 @@ def _nothing_but_failures(known: list[FrozenTrial], begun: int) -> bool:
     finished = [trial for trial in known[begun:] if trial.state.is_finished() and not trial.user_attrs.get("surplus")]
     failed = [trial for trial in finished if "error" in trial.user_attrs]
     return len(failed) >= HASTY_FAILURES and not any(trial.state != TrialState.FAIL for trial in finished)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def draw(bar: Any, search: Search, trials: optuna.Study) -> None:  # noqa: ANN401

@@ -331,7 +331,7 @@ def read_study(path: Path, overrides: list[str]) -> Study:
 
     Args:
         path: YAML file.
-        overrides: of the recipe, --key.sub=value; they win over file and suggestions.
+        overrides: of the recipe, --key.sub=value; they win over the file, and may not set what varies.
 
     Raises:
         RecipeError: for what cannot be run, in one line.
@@ -414,7 +414,7 @@ def _check(path: Path, study: Study) -> None:
             case.build()
         except RecipeError as error:
             raise StudyError(f"{path}, with {_shown(values)}: {error}") from error
-    resolved = nested(case.resolved())
+    resolved = case.resolved()
     if study.settings.hopeless and (resolved.get("evaluation") or {}).get("max_drop") is not None:
         raise StudyError(f"{path}: hopeless needs evaluation.max_drop: null; set it in settings, or hopeless: null")
     if not resolved.get("evaluation"):
