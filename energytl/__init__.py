@@ -10,7 +10,15 @@ recipe → data → digital network → convert → train → evaluate → cost 
 from energytl import optim
 from energytl.analog.convert import analog_layers, calibrate, configure, convert, left_digital, to_digital
 from energytl.analog.hardware import Hardware
-from energytl.analog.mapping import BitCells, DifferentialPair, OneCell, WeightFormat
+from energytl.analog.mapping import (
+    BitCells,
+    BitSlices,
+    DifferentialPair,
+    MultilevelCell,
+    MultilevelPair,
+    OneCell,
+    WeightFormat,
+)
 from energytl.analog.programming import program_
 from energytl.analog.read import (
     BitSerialRead,
@@ -34,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BitCells",
     "BitSerialRead",
+    "BitSlices",
     "Cell",
     "Cost",
     "DifferentialPair",
@@ -47,6 +56,8 @@ __all__ = [
     "LayerCost",
     "Milo2021",
     "Moments",
+    "MultilevelCell",
+    "MultilevelPair",
     "Noiseless",
     "OneCell",
     "Periphery",

@@ -242,6 +242,7 @@ class ImageFolder(ImageData):
         test: folder of the test images; None keeps part of `train` for it.
         test_fraction: that part, of each class alike; by the images' order, so that it is always the same.
         size: images are scaled to a short side of size·8/7 and cropped to size×size.
+        augment: crop and mirror training images at random; false: take them as test images.
     """
 
     def __init__(
@@ -250,6 +251,7 @@ class ImageFolder(ImageData):
         test: str | None = None,
         test_fraction: float = 0.2,
         size: int = 224,
+        augment: bool = True,
         batch_size: int = 32,
         workers: int = 0,
         seed: int = 0,
@@ -259,10 +261,11 @@ class ImageFolder(ImageData):
         folder = Path(train)
         found = sum(entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else 0
         super().__init__((3, size, size), max(found, 1), batch_size, workers, seed)
-        self.folder, self.test_folder, self.test_fraction, self.size = folder, test, test_fraction, size
+        self.folder, self.test_folder, self.test_fraction = folder, test, test_fraction
+        self.size, self.augment = size, augment
 
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
-        train = _image_folder(self.folder, "data.train", _photograph(self.size, augment=True))
+        train = _image_folder(self.folder, "data.train", _photograph(self.size, self.augment))
         if self.test_folder is not None:
             test = _image_folder(Path(self.test_folder), "data.test", _photograph(self.size, augment=False))
             if test.classes != train.classes:

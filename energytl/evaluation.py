@@ -21,7 +21,9 @@ class Evaluation:
     Attributes:
         reads: Monte Carlo runs over read noise, each over all test images.
         first_read: number of the first of them; other numbers are other noise, independent of that of an earlier run.
-        chips: Monte Carlo runs in which every cell keeps one state: slow telegraph noise, or chip to chip.
+        chips: Monte Carlo runs on chips of their own: other deviations of the cells (hardware.variation), each of which
+            keeps one state of its telegraph noise, unless reads are computed without noise.
+        top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
             the digital network's: weight scaling, open to every method. Several numbers give a point each. The factor
@@ -38,6 +40,7 @@ class Evaluation:
     reads: int = 10
     first_read: int = 0
     chips: int = 0
+    top: tuple[int, ...] = ()
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
     images: int | None = None
@@ -51,6 +54,8 @@ class Evaluation:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
+        if not all(k > 1 for k in self.top):
+            raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
         if self.images is not None and self.images < 1:
             raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
         if self.exact_images and self.reads < 2:
@@ -72,14 +77,32 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Draw:
-    """One run over the test images: how reads are computed, and the seed of their noise."""
+    """One run over the test images: how reads are computed, the seed of their noise, the chip; None: the network's."""
 
     computation: Computation
     seed: int
+    chip: int | None = None
 
 
-def correct(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> Tensor:
-    """Which test images are classified correctly, for each draw; the images are loaded once. Bool (draws, images).
+def rank(outputs: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are preferred to an image's own: 0 is a correct classification, below k is top-k. Int64 (N,).
+
+    Of equal outputs the first is preferred, as argmax does; NaN is preferred to all.
+
+    Args:
+        outputs: (N, classes).
+        labels: (N,).
+
+    >>> rank(torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.2, 0.1]]), torch.tensor([2, 1]))
+    tensor([1, 1])
+    """
+    own = outputs.gather(1, labels.unsqueeze(1))
+    first = torch.arange(outputs.shape[1], device=outputs.device) < labels.unsqueeze(1)
+    return (~(outputs <= own) | (outputs == own) & first).sum(1)
+
+
+def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> Tensor:
+    """The `rank` of every test image's class, for each draw; the images are loaded once. Int64 (draws, images).
 
     Args:
         network: analog.
@@ -88,7 +111,7 @@ def correct(network: nn.Module, batches: Batches, draws: list[Draw], label: str)
         label: of the progress bar; empty for none.
     """
     layers = list(analog_layers(network).values())
-    before = layers[0].hardware.computation
+    before = {"computation": layers[0].hardware.computation, "chip": layers[0].hardware.chip}
     rows = []
     try:
         with inference(network):
@@ -96,27 +119,33 @@ def correct(network: nn.Module, batches: Batches, draws: list[Draw], label: str)
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 outcomes = []
                 for draw in draws:
-                    configure(network, computation=draw.computation)
+                    chip = before["chip"] if draw.chip is None else draw.chip
+                    configure(network, computation=draw.computation, chip=chip)
                     layers[0].noise.reseed(draw.seed, number)
-                    outcomes.append(network(x).argmax(1) == labels)
+                    outcomes.append(rank(network(x), labels))
                 rows.append(torch.stack(outcomes))
     finally:
-        configure(network, computation=before)
+        configure(network, **before)
     return torch.cat(rows, 1).cpu()
 
 
 def accuracies(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -> list[float]:
-    """Fraction of test images classified correctly, for each draw; see `correct`."""
-    return [float(row.double().mean()) for row in correct(network, batches, draws, label)]
+    """Fraction of test images classified correctly, for each draw; see `ranks`."""
+    return top_accuracies(ranks(network, batches, draws, label))
 
 
-def digital_correct(network: nn.Module, batches: Batches, label: str) -> Tensor:
-    """Which test images a digital network classifies correctly, bool (images,)."""
+def top_accuracies(found: Tensor, top: int = 1) -> list[float]:
+    """Fraction of images whose class is among the first so many, for each row of ranks (draws, images)."""
+    return (found < top).double().mean(1).tolist()
+
+
+def digital_ranks(network: nn.Module, batches: Batches, label: str) -> Tensor:
+    """The `rank` of every test image's class in a digital network's outputs, int64 (images,)."""
     device = next(network.parameters()).device
     with inference(network):
         return torch.cat(
             [
-                (network(x.to(device)).argmax(1) == labels.to(device)).cpu()
+                rank(network(x.to(device)), labels.to(device)).cpu()
                 for x, labels in tqdm(batches, label, leave=False, disable=not label)
             ]
         )
@@ -124,7 +153,7 @@ def digital_correct(network: nn.Module, batches: Batches, label: str) -> Tensor:
 
 def digital_accuracy(network: nn.Module, batches: Batches, label: str) -> float:
     """Fraction of test images that a digital network classifies correctly."""
-    return float(digital_correct(network, batches, label).double().mean())
+    return float((digital_ranks(network, batches, label) == 0).double().mean())
 
 
 def every(batches: Batches, stride: int) -> list[tuple[Tensor, Tensor]]:
@@ -148,9 +177,11 @@ def read_draws(network: nn.Module, reads: int, seed: int) -> list[Draw]:
     return [Draw(computation, seed + i) for i in range(reads)]
 
 
-def chip_draws(chips: int, seed: int) -> list[Draw]:
-    """Draws that differ in the states that the cells keep."""
-    return [Draw(Frozen(chip=seed + i), 0) for i in range(chips)]
+def chip_draws(network: nn.Module, chips: int, seed: int) -> list[Draw]:
+    """Draws that differ in their chip: in what its cells hold, and in the states that they keep, if reads fluctuate."""
+    computation = next(iter(analog_layers(network).values())).hardware.computation
+    frozen = not isinstance(computation, Noiseless)
+    return [Draw(Frozen(chip=seed + i) if frozen else computation, 0, chip=seed + i) for i in range(chips)]
 
 
 def noiseless_draw() -> Draw:

@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers
-from energytl.evaluation import quartiles
+from energytl.evaluation import quartiles, top_accuracies
 
 STEP = math.log(2)
 """Distance of a curve's points, in log ρ."""
@@ -183,7 +183,7 @@ def confirm(
         curve: whose slope says how far to raise what is not accurate enough, and whose end is the end.
         log_factor: to begin with.
         target: accuracy.
-        reads_at: at a log factor, for the n-th attempt: which images were right, bool (reads, images).
+        reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right.
 
     Returns:
         The factor and the reads that confirmed it, or None if even the highest is not confirmed.
@@ -191,13 +191,13 @@ def confirm(
     highest, attempt = curve.log_factors[-1], 0
     while True:
         reads = reads_at(log_factor, attempt)
-        accuracies = reads.double().mean(1)
-        lower_quartile, _, _ = quartiles(accuracies.tolist())
+        accuracies = top_accuracies(reads)
+        lower_quartile, _, _ = quartiles(accuracies)
         if lower_quartile >= target:
             return log_factor, reads
         if log_factor >= highest:
             return None
-        missing = max(0.0, target + MARGIN - float(accuracies.mean()))
+        missing = max(0.0, target + MARGIN - sum(accuracies) / len(accuracies))
         wanted = curve.least(curve.at(log_factor) + missing)
         least, most = log_factor + PRECISION, min(highest, log_factor + STEP)
         log_factor, attempt = min(most, max(least, highest if wanted is None else wanted)), attempt + 1

@@ -16,14 +16,15 @@ from energytl.evaluation import (
     Evaluation,
     accuracies,
     chip_draws,
-    correct,
     drop_interval,
     every,
     exact_draw,
     noiseless_draw,
     quartiles,
+    ranks,
     read_draws,
     same_accuracy,
+    top_accuracies,
 )
 from energytl.frontier import OWN_BEST, Curve, RhoScale, confirm, refine, refuting_reads, trace
 from energytl.recipe import Recipe
@@ -68,18 +69,18 @@ class Points:
         analog: the network, whose weights and ρ each measurement sets.
         recipe: the case's.
         test: test images.
-        digital: which of them the digital network classifies correctly, bool (images,).
+        digital: the rank of their classes in the digital network's outputs, (images,).
     """
 
     def __init__(self, label: str, analog: nn.Module, recipe: Recipe, test: Batches, digital: Tensor) -> None:
         assert recipe.evaluation is not None
         self.label, self.analog, self.recipe = label, analog, recipe
         self.evaluation: Evaluation = recipe.evaluation
-        self.test, self.digital = test, digital
-        self.accuracy_digital = float(digital.double().mean())
+        self.test, self.digital_ranks, self.digital = test, digital, digital == 0
+        self.accuracy_digital = float(self.digital.double().mean())
         stride = max(1, len(digital) // self.evaluation.search_images)
         self.few = every(test, stride)
-        self.accuracy_digital_few = float(digital[::stride].double().mean())
+        self.accuracy_digital_few = float(self.digital[::stride].double().mean())
 
     def measure(self, trained: list[Trained]) -> tuple[list[Result], list[dict[str, Any]]]:
         """All points that the evaluation asks for, and the curves on which they were searched.
@@ -161,10 +162,10 @@ class Points:
             seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
             draws = read_draws(self.analog, self.evaluation.reads, seed)
             refuting = refuting_reads(len(draws))
-            first = correct(self.analog, self.test, draws[:refuting], f"{label}, confirming")
-            if len(draws) == refuting or bool((first.double().mean(1) < target).all()):
+            first = ranks(self.analog, self.test, draws[:refuting], f"{label}, confirming")
+            if len(draws) == refuting or max(top_accuracies(first)) < target:
                 return first
-            rest = correct(self.analog, self.test, draws[refuting:], f"{label}, confirming")
+            rest = ranks(self.analog, self.test, draws[refuting:], f"{label}, confirming")
             return torch.cat([first, rest])
 
         return reads_at
@@ -181,7 +182,7 @@ class Points:
     def _reads(self, stream: int) -> Tensor:
         first = self.evaluation.first_read
         draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
-        return correct(self.analog, self.test, draws, f"{self.label}: evaluating")
+        return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
 
     def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor) -> Result:
         return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
@@ -189,10 +190,11 @@ class Points:
     def _result(self, trained: Trained, reads: Tensor) -> Result:
         """Accuracy and cost of the network as it now is, as plain numbers."""
         seed, evaluation = self.recipe.seed, self.evaluation
-        low, median, high = quartiles(reads.double().mean(1).tolist())
-        drop, drop_low, drop_high = drop_interval(self.digital, reads)
-        others = [noiseless_draw(), *chip_draws(evaluation.chips, fold(seed, 3))]
-        quantised, *chips = accuracies(self.analog, self.test, others, f"{self.label}: without noise")
+        low, median, high = quartiles(top_accuracies(reads))
+        drop, drop_low, drop_high = drop_interval(self.digital, reads == 0)
+        others = [noiseless_draw(), *chip_draws(self.analog, evaluation.chips, fold(seed, 3))]
+        apart = ranks(self.analog, self.test, others, f"{self.label}: without noise")
+        quantised, *chips = top_accuracies(apart)
         result: Result = {
             "energy_weight": trained.energy_weight,
             "accuracy_median": median,
@@ -202,12 +204,17 @@ class Points:
             "accuracy_drop_low": drop_low,
             "accuracy_drop_high": drop_high,
             "accuracy_quantised": quantised,
-            "accuracies": reads.double().mean(1).tolist(),
+            "accuracies": top_accuracies(reads),
             "accuracies_chips": chips,
         }
         if chips:
             low, median, high = quartiles(chips)
             result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
+        for k in evaluation.top:
+            result[f"accuracy_top{k}"] = quartiles(top_accuracies(reads, k))[1]
+            result[f"accuracy_digital_top{k}"] = float((self.digital_ranks < k).double().mean())
+            if chips:
+                result[f"accuracies_chips_top{k}"] = top_accuracies(apart[1:], k)
         if evaluation.exact_images:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
@@ -219,8 +226,8 @@ class Points:
         """One read of some test images with a state for every cell, beside the reads by moments of the same images."""
         stride = max(1, len(self.digital) // self.evaluation.exact_images)
         draws = [exact_draw(fold(self.recipe.seed, 6))]
-        (exact,) = correct(self.analog, every(self.test, stride), draws, f"{self.label}: exact")
-        difference, error = same_accuracy(exact, reads[:, ::stride])
+        exact = ranks(self.analog, every(self.test, stride), draws, f"{self.label}: exact")[0] == 0
+        difference, error = same_accuracy(exact, reads[:, ::stride] == 0)
         accuracy = float(exact.double().mean())
         return {"images": len(exact), "accuracy": accuracy, "difference": difference, "standard_error": error}
 

@@ -23,7 +23,7 @@ from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
-from energytl.evaluation import Batches, digital_correct
+from energytl.evaluation import Batches, digital_ranks
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, Case, Recipe, RecipeError, flat
@@ -71,13 +71,13 @@ def run_case(
         pretrain(case, recipe, digital, kept)
     device = _device(case)
     test: Batches = []
-    right: Tensor | None = None
+    digital_found: Tensor | None = None
     if recipe.evaluation is not None:
         test = _test_images(recipe)
-        right = digital_correct(digital.to(device), test, f"{case.name}: digital")
+        digital_found = digital_ranks(digital.to(device), test, f"{case.name}: digital")
         drops = recipe.evaluation.drops
         if drops:
-            _refuse_chance(case, float(right.double().mean()) - max(drops), recipe.data.classes)
+            _refuse_chance(case, float((digital_found == 0).double().mean()) - max(drops), recipe.data.classes)
     teacher = copy.deepcopy(digital) if recipe.objective.distillation else None
     analog = prepare_analog(recipe, digital).to(device)
     logger = TensorBoardLogger(
@@ -96,7 +96,7 @@ def run_case(
         "condition": recipe.condition,
         "published": recipe.published,
     }
-    result |= _measure(case.name, analog.to(device), recipe, trained, test, right)
+    result |= _measure(case.name, analog.to(device), recipe, trained, test, digital_found)
     result |= {
         "history": trained[-1].history,
         "seed": recipe.seed,
@@ -118,16 +118,16 @@ def _test_images(recipe: Recipe) -> Batches:
 
 
 def _measure(
-    label: str, analog: nn.Module, recipe: Recipe, trained: list[Trained], test: Batches, right: Tensor | None
+    label: str, analog: nn.Module, recipe: Recipe, trained: list[Trained], test: Batches, digital: Tensor | None
 ) -> Result:
     """The points of a case; the first one's numbers are the case's own."""
-    if right is None:
+    if digital is None:
         cost = price(analog, recipe.data, 1, recipe)
         if trained[-1].activities:
             cost = cost.with_training(trained[-1].activities, recipe.periphery)
         return dict.fromkeys(POINT_KEYS) | {"accuracy_digital": None, "rho_factor": 1.0} | cost_numbers(cost)
-    points, curves = Points(label, analog, recipe, test, right).measure(trained)
-    accuracy = float(right.double().mean())
+    points, curves = Points(label, analog, recipe, test, digital).measure(trained)
+    accuracy = float((digital == 0).double().mean())
     accuracy_digital = None if _untrained(recipe, accuracy) else accuracy  # None: no number to compare with
     return points[0] | {"accuracy_digital": accuracy_digital, "points": points, "curves": curves}
 

@@ -4,18 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from energytl import Frozen, Hardware, Moments, Noiseless, analog_layers, configure, convert
+from energytl import Frozen, Hardware, Moments, MultilevelPair, Noiseless, analog_layers, configure, convert
+from energytl.devices.variation import Variation
 from energytl.evaluation import (
     Draw,
     Evaluation,
     accuracies,
     chip_draws,
-    correct,
     digital_accuracy,
-    digital_correct,
+    digital_ranks,
     drop_interval,
     every,
     noiseless_draw,
+    rank,
+    ranks,
     read_draws,
     same_accuracy,
 )
@@ -31,6 +33,31 @@ def task():
     return network, [(x[:120], labels[:120]), (x[120:], labels[120:])]
 
 
+def test_a_rank_counts_the_classes_that_come_before_the_own_one():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randint(0, 6, (300, 8), generator=generator).float()  # with ties
+    labels = torch.randint(0, 8, (300,), generator=generator)
+    found = rank(outputs, labels)
+    order = outputs.argsort(dim=1, descending=True, stable=True)
+    assert torch.equal(order.gather(1, found.unsqueeze(1)).squeeze(1), labels)
+    assert torch.equal(found == 0, outputs.argmax(1) == labels)
+    assert rank(torch.full((1, 4), float("nan")), torch.tensor([2])).item() == 4  # top-4 of four, and still wrong
+
+
+def test_chips_differ_in_what_their_cells_hold_and_reads_do_not(task):
+    network, batches = task
+    hardware = Hardware(mapping=MultilevelPair(), variation=Variation(0.5), computation=Noiseless())
+    analog = convert(network, hardware, seed=0)
+    chips = accuracies(analog, batches, chip_draws(analog, 5, seed=3), "")
+    assert len(set(chips)) > 2
+    assert accuracies(analog, batches, chip_draws(analog, 5, seed=3), "") == chips
+    reads = accuracies(analog, batches, read_draws(analog, 3, seed=3), "")
+    assert len(set(reads)) == 1  # all on the network's own chip, without noise
+    assert reads[0] == accuracies(analog, batches, [Draw(Noiseless(), 0, chip=0)], "")[0]
+    frozen = chip_draws(configure(analog, computation=Moments()), 2, seed=3)
+    assert frozen == [Draw(Frozen(chip=3), 0, chip=3), Draw(Frozen(chip=4), 0, chip=4)]
+
+
 def test_the_teacher_itself_is_always_right(task):
     network, batches = task
     assert digital_accuracy(network, batches, "") == 1.0
@@ -39,7 +66,7 @@ def test_the_teacher_itself_is_always_right(task):
 def test_draws_are_reproducible_and_differ_by_their_seed(task):
     network, batches = task
     analog = convert(network, Hardware(rho=0.3), seed=0)
-    draws = [*read_draws(analog, 3, seed=5), *chip_draws(2, seed=5), noiseless_draw()]
+    draws = [*read_draws(analog, 3, seed=5), *chip_draws(analog, 2, seed=5), noiseless_draw()]
     first = accuracies(analog, batches, draws, "")
     analog(batches[0][0])
     assert accuracies(analog, batches, draws, "") == first
@@ -62,7 +89,7 @@ def test_which_images_are_right_is_known_for_every_draw(task):
     network, batches = task
     analog = convert(network, Hardware(rho=0.3), seed=0)
     draws = [noiseless_draw(), *read_draws(analog, 2, seed=5)]
-    right = correct(analog, batches, draws, "")
+    right = ranks(analog, batches, draws, "") == 0
     assert (right.shape, right.dtype) == ((3, 200), torch.bool)
     assert right.double().mean(1).tolist() == accuracies(analog, batches, draws, "")
     with torch.no_grad():
@@ -70,7 +97,7 @@ def test_which_images_are_right_is_known_for_every_draw(task):
         expected = torch.cat([analog(x).argmax(1) == labels for x, labels in batches])
     assert torch.equal(right[0], expected)
     wrong = [(x, (labels + 1) % 4) for x, labels in batches]
-    assert not digital_correct(network, wrong, "").any()
+    assert digital_ranks(network, wrong, "").min() > 0
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 7, 130, 500])

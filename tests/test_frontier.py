@@ -193,8 +193,8 @@ def test_a_target_within_reach_of_the_highest_factor_is_left_to_the_confirmation
 
 
 def reads_of(rights):
-    """Two reads of a hundred images, so many of them right."""
-    return (torch.arange(100) < rights).repeat(2, 1)
+    """Ranks in two reads of a hundred images, so many of them right."""
+    return (torch.arange(100) >= rights).long().repeat(2, 1)
 
 
 def test_a_factor_is_raised_until_independent_reads_confirm_it():
@@ -207,7 +207,7 @@ def test_a_factor_is_raised_until_independent_reads_confirm_it():
     hopeful = Curve((0.0, 9.0), (0.5, 9.5))  # says that the slope is one, and it is
     factor, reads = confirm(hopeful, 0.0, target=0.74, reads_at=reads_at)
     assert factor == pytest.approx(0.24 + MARGIN)
-    assert reads.double().mean() == pytest.approx(0.75)
+    assert (reads == 0).double().mean() == pytest.approx(0.75)
     assert [attempt for _, attempt in calls] == [0, 1]
     steep = Curve((0.0, 9.0), (0.5, 90.5))  # a tenth of the way would do, it says; the least step is made
     calls.clear()
@@ -227,7 +227,7 @@ def test_the_highest_factor_is_the_last_to_be_confirmed():
 
 
 def test_the_lower_quartile_of_the_reads_decides():
-    reads = torch.stack([torch.arange(100) < rights for rights in (60, 70, 80, 90, 100)])
+    reads = torch.stack([(torch.arange(100) >= rights).long() for rights in (60, 70, 80, 90, 100)])
     curve = Curve((0.0, 1.0), (0.5, 0.8))
     factor, confirmed = confirm(curve, 0.0, 0.7, lambda x, _: reads)
     assert factor == 0.0

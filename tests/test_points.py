@@ -8,7 +8,7 @@ import torch
 
 from energytl import Hardware, analog_layers, calibrate, configure, convert
 from energytl.data import Digits
-from energytl.evaluation import Evaluation, digital_correct
+from energytl.evaluation import Evaluation, digital_ranks
 from energytl.models import mlp
 from energytl.points import Points, price
 from energytl.recipe import Recipe
@@ -63,7 +63,7 @@ def measure(data, digital):
                 change(changed)
             networks.append(trained(changed, float(number)))
         test = list(data.test_dataloader(IMAGES))
-        points = Points("case", analog, recipe, test, digital_correct(digital, test, ""))
+        points = Points("case", analog, recipe, test, digital_ranks(digital, test, ""))
         return *points.measure(networks), points
 
     return measured

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -129,16 +130,23 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
 
+    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too.
+
     >>> import torch
     >>> layer = calibrate(convert(nn.Linear(2, 2)), [torch.tensor([[0.0, 1.0]])])
     >>> layer.input_range
     1.0
     """
     ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
+    samples: dict[AnalogLayer, list[Tensor]] = {
+        layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
+    }
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, AnalogLayer)
         ranges[layer].append(layer.best_input_range(inputs[0]))
+        if layer in samples:
+            samples[layer].append(layer.sampled(inputs[0]))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in ranges]
     try:
@@ -151,6 +159,9 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     for layer, seen in ranges.items():
         if seen:
             layer.input_range = sum(seen) / len(seen)
+    for layer, columns in samples.items():
+        if columns:
+            layer.fit_weight_range(torch.cat(columns, 2))
     return analog
 
 

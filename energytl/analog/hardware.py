@@ -7,6 +7,7 @@ from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.variation import Variation
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Hardware:
         inputs: how finely inputs are rounded.
         read: what the hardware does to read.
         computation: how the simulation draws the outcome.
+        variation: how cells differ from what was written, another on each chip.
+        chip: number of the chip; the same number has the same deviations.
         rho: energy coefficient ρ that every layer starts from: conductance, in µS, of the layer's full range.
     """
 
@@ -31,9 +34,25 @@ class Hardware:
     inputs: InputFormat = InputFormat()
     read: ReadScheme = SingleRead()
     computation: Computation = Moments()
+    variation: Variation = Variation()
+    chip: int = 0
     rho: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse a ρ that is no energy coefficient."""
+        """Refuse a ρ that is no energy coefficient, and what does not go together."""
         if not 0 < self.rho < math.inf:
             raise ValueError(f"hardware.rho is {self.rho}; allowed: above 0 (µS of a full-range weight)")
+        varying, levels = len(self.variation.levels), len(self.mapping.cell_values) - 1
+        if varying > 1 and varying != levels:
+            own = f"has {levels}" if levels > 0 else "has none of its own"
+            raise ValueError(
+                f"hardware.variation.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
+                "give one number, or as many as the mapping's cells have levels"
+            )
+        if self.weights.columns and not self.rounds:
+            raise ValueError("weights.columns wants rounded weights: set weights.bits or weights.states")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded, by their format or by the levels of the mapping."""
+        return self.mapping.grid(self.weights) is not None

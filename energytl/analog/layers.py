@@ -13,10 +13,13 @@ from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
-from energytl.analog.noise import NoiseStream
+from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import best_range
 from energytl.analog.read import Array
 from energytl.analog.samples import collected, hand_over
+
+SAMPLES = 256
+"""Output positions of which inputs are kept, from each batch, to choose ranges by the outputs."""
 
 _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 """Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
@@ -25,7 +28,7 @@ _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 def layers_of(parameter: nn.Parameter) -> "list[AnalogLayer]":
     """The analog layers whose weight this parameter is, those whose weights are not rounded first."""
     found = [layer for layer in list(_LAYERS) if layer.weight is parameter]
-    return sorted(found, key=lambda layer: layer.hardware.weights.bits is not None)
+    return sorted(found, key=lambda layer: layer.hardware.rounds)
 
 
 class AnalogLayer(nn.Module, ABC):
@@ -64,7 +67,11 @@ class AnalogLayer(nn.Module, ABC):
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
         device = digital.weight.device
         self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=device))
-        self.weight_range = hardware.weights.full_range(digital.weight)
+        self.groups = digital.groups if isinstance(digital, nn.Conv2d) else 1
+        self.weight_range = 1.0
+        self.register_buffer("column_ranges", None, persistent=False)
+        self.column_ranges: Tensor | None
+        self.fit_weight_range()
         self.input_range: float | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
@@ -82,7 +89,37 @@ class AnalogLayer(nn.Module, ABC):
     @property
     def stored_weight(self) -> Tensor:
         """What the cells hold, in units of the full range, −1..1; shape of weight, straight-through gradient."""
-        return self.hardware.weights.rounded(self.weight, self.weight_range) / self.weight_range
+        return self._rounded(self._scaled(self.weight)) / self.weight_range
+
+    def fit_weight_range(self, inputs: Tensor | None = None) -> None:
+        """Set the range of the weights, or that of each column, as the hardware's format says.
+
+        Args:
+            inputs: that the outputs are compared for, (G, K, S): S inputs of each row; None: compare weights.
+        """
+        hardware, (groups, rows, outputs) = self.hardware, self.matrix_shape
+        matrices = self.weight.detach().reshape(groups, outputs, rows)
+        ranges = hardware.weights.full_ranges(matrices, hardware.mapping.grid(hardware.weights), inputs)
+        if hardware.weights.columns:
+            self.weight_range = 1.0
+            self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
+        else:
+            self.weight_range, self.column_ranges = float(ranges), None
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        """Weights in units of their column's range, if columns have ranges of their own."""
+        return weight if self.column_ranges is None else weight / self.column_ranges
+
+    def _rounded(self, scaled: Tensor) -> Tensor:
+        return self.hardware.mapping.rounded(scaled, self.weight_range, self.hardware.weights)
+
+    def sampled(self, x: Tensor) -> Tensor:
+        """Inputs of at most SAMPLES output positions, evenly spaced over the first images, (G, K, S)."""
+        prepared = self.prepared(x)
+        images = max(1, SAMPLES // max(1, self.count_positions(prepared)))
+        columns = self.unfold(prepared[:images]).permute(2, 3, 0, 1).flatten(2)
+        stride = -(-columns.shape[2] // SAMPLES)
+        return columns[:, :, ::stride]
 
     def best_input_range(self, x: Tensor) -> float:
         """The range that rounds these inputs best."""
@@ -94,8 +131,8 @@ class AnalogLayer(nn.Module, ABC):
         if "rho" in changes:
             with torch.no_grad():
                 self.log_rho.fill_(math.log(self.hardware.rho))
-        if "weights" in changes:
-            self.weight_range = self.hardware.weights.full_range(self.weight)
+        if {"weights", "mapping"} & set(changes):
+            self.fit_weight_range()
 
     def digital(self) -> nn.Module:
         """The torch.nn layer this one was made from, with this one's Parameters."""
@@ -115,6 +152,9 @@ class AnalogLayer(nn.Module, ABC):
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(x.device.type, enabled=False):
             y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
+            if self.column_ranges is not None:
+                y = y * self._of_outputs(self.column_ranges)
+                y = y if self.bias is None else y + self._of_outputs(self.bias)
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
         return y.squeeze(0) if x.dim() == self.image_dims else y
@@ -125,12 +165,20 @@ class AnalogLayer(nn.Module, ABC):
 
     def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
         hardware = self.hardware
+        held, cells = self._rounded(self._scaled(weight)), None
+        if any(hardware.variation.levels):
+            chip = torch.Generator(weight.device).manual_seed(fold(hardware.chip, self.index, 1))
+            stored = hardware.mapping.stored(held / self.weight_range, hardware.weights)
+            cells = hardware.variation.program(stored, hardware.mapping.cell_values, chip)
+            significances = cells.new_tensor(hardware.mapping.significances(hardware.weights))
+            held = torch.tensordot(significances, cells, 1) * self.weight_range
         return Array(
-            weight=hardware.weights.rounded(weight, self.weight_range),
+            weight=held,
+            cells=cells,
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
-            bias=self.bias,
+            bias=self.bias if self.column_ranges is None else None,
             fluctuation=hardware.fluctuation,
             mapping=hardware.mapping,
             weights=hardware.weights,
@@ -168,6 +216,10 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def padded(self, x: Tensor) -> Tensor:
         """Inputs with what `multiply` does not pad itself."""
+
+    @abstractmethod
+    def _of_outputs(self, values: Tensor) -> Tensor:
+        """One number an output in a shape that broadcasts to the outputs."""
 
     @abstractmethod
     def count_positions(self, x: Tensor) -> int:
@@ -210,7 +262,10 @@ class AnalogLayer(nn.Module, ABC):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + "log_rho")
         destination._metadata[prefix[:-1]].update(
-            log_rho=float(self.log_rho.detach()), weight_range=self.weight_range, input_range=self.input_range
+            log_rho=float(self.log_rho.detach()),
+            weight_range=self.weight_range,
+            column_ranges=self.column_ranges,
+            input_range=self.input_range,
         )
 
     def _load_from_state_dict(
@@ -221,15 +276,14 @@ class AnalogLayer(nn.Module, ABC):
         *args: Any,  # noqa: ANN401
     ) -> None:
         if "log_rho" in local_metadata:
-            self.weight_range, self.input_range = (
-                local_metadata["weight_range"],
-                local_metadata["input_range"],
-            )
+            self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
+            columns = local_metadata.get("column_ranges")
+            self.column_ranges = None if columns is None else columns.to(self.weight.device)
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
         complete = {**state_dict, prefix + "log_rho": rho}
         super()._load_from_state_dict(complete, prefix, local_metadata, *args)
         if "log_rho" not in local_metadata:
-            self.weight_range = self.hardware.weights.full_range(self.weight)
+            self.fit_weight_range()
 
 
 class AnalogLinear(AnalogLayer):
@@ -258,6 +312,9 @@ class AnalogLinear(AnalogLayer):
 
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         return x
+
+    def _of_outputs(self, values: Tensor) -> Tensor:
+        return values.flatten()
 
     def count_positions(self, x: Tensor) -> int:  # noqa: D102
         return math.prod(x.shape[1:-1])
@@ -303,7 +360,7 @@ class AnalogConv2d(AnalogLayer):
 
     def __init__(self, digital: nn.Conv2d, hardware: Hardware, noise: NoiseStream, index: int) -> None:
         super().__init__(digital, hardware, noise, index)
-        self.stride, self.dilation, self.groups = digital.stride, digital.dilation, digital.groups
+        self.stride, self.dilation = digital.stride, digital.dilation
         left_right_top_bottom = digital._reversed_padding_repeated_twice
         self.padding_mode = digital.padding_mode
         self.outer_padding = tuple(left_right_top_bottom)
@@ -360,6 +417,9 @@ class AnalogConv2d(AnalogLayer):
             )
         ]
         return sizes[0], sizes[1]
+
+    def _of_outputs(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, 1, 1)
 
     def count_positions(self, x: Tensor) -> int:  # noqa: D102
         height, width = self._output_size(x)

@@ -40,10 +40,10 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
     if not layers:
         raise ValueError("the network has no analog layer to program: convert it first")
     for name, layer in layers.items():
-        if layer.hardware.weights.bits is not None:
+        if layer.hardware.rounds:
             raise ValueError(
-                f"layer {name or 'network'} rounds its weights to {layer.hardware.weights.bits} bits in every read, "
-                "which would hide errors of the write: set weights: {bits: null}"
+                f"layer {name or 'network'} rounds its weights in every read, which would hide errors of the write: "
+                "set weights: {bits: null}, and a mapping without levels of its own"
             )
     stream = NoiseStream(seed)
     written = set()

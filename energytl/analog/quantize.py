@@ -11,6 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Grid = int | tuple[float, ...]
+"""Numbers that can be held, in units of a full range: n/levels with integers n of −levels..levels, or these values."""
+
+AT_ONCE = 2**20
+"""How many numbers a search for ranges rounds at once, at most."""
+
 
 def round_to_integers(x: Tensor, full_range: float, levels: int) -> Tensor:
     """The integers n in −levels..levels nearest to x/step, as x's float type; no gradient, any shape.
@@ -54,6 +60,45 @@ class _Round(torch.autograd.Function):
         return gradient_inside(grad, ctx.saved_tensors[0], ctx.full_range), None, None
 
 
+def round_to_values(x: Tensor, full_range: float, values: tuple[float, ...]) -> Tensor:
+    """Round x to the nearest of values·full_range; any shape. The gradient is one inside ±full_range, zero outside.
+
+    Args:
+        x: any numbers.
+        full_range: what the value 1 stands for.
+        values: ascending, in units of the full range.
+
+    >>> round_to_values(torch.tensor([0.1, 0.6, -3.0]), 1.0, (-1.0, 0.0, 0.375, 1.0))
+    tensor([ 0.0000,  0.3750, -1.0000])
+    """
+    return _RoundToValues.apply(x, full_range, values)
+
+
+class _RoundToValues(torch.autograd.Function):
+    """Rounding to given values with a straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, full_range: float, values: tuple[float, ...]) -> Tensor:  # noqa: ANN401
+        """Round."""
+        ctx.save_for_backward(x)
+        ctx.full_range = full_range
+        return _nearest(x / full_range, x.new_tensor(values)).mul_(full_range)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        """Pass the gradient on inside the range."""
+        return gradient_inside(grad, ctx.saved_tensors[0], ctx.full_range), None, None
+
+
+def nearest_index(x: Tensor, values: Tensor) -> Tensor:
+    """Number of the nearest of the ascending values, int64; shape of x."""
+    return torch.bucketize(x.detach(), (values[1:] + values[:-1]) / 2)
+
+
+def _nearest(x: Tensor, values: Tensor) -> Tensor:
+    return values[nearest_index(x, values)]
+
+
 def bit_count(integers: Tensor) -> Tensor:
     """Number of set bits Σ_p δ_p of |n| ≤ 2¹⁶ − 1 (Wang 2021, eq. 19); whole numbers as floats, any shape.
 
@@ -88,25 +133,59 @@ def bit_power(integers: Tensor, bits: int) -> Tensor:
     return apart.to(integers)
 
 
-def best_range(x: Tensor, levels: int) -> float:
-    """The range in which rounding x to integer levels errs least (mean square), above 0.
+def best_range(x: Tensor, grid: Grid) -> float:
+    """The range in which rounding x to the grid errs least (mean square), above 0.
 
-    Fifty fractions of max|x| are tried on at most 4,096 of its values, spread evenly. Where all of x is zero
-    the range is 1.
+    As `best_ranges`, on at most 4,096 of x's values, spread evenly.
 
     >>> best_range(torch.tensor([-1.0, 0.0, 1.0]), 1)
     1.0
     """
     values = x.detach().flatten().float()
-    largest = max(abs(float(end)) for end in torch.aminmax(values))
-    if not math.isfinite(largest):
+    if not bool(torch.isfinite(values).all()):
         raise ValueError("the numbers to be rounded hold NaN or infinity: look at the data and the weights")
-    if largest == 0:
-        return 1.0
+    largest = values.abs().amax()
     if values.numel() > 4096:  # a large prime stride, so that the sample does not follow rows or channels
         values = values[torch.arange(4096, device=x.device) * 1_000_003 % values.numel()]
-    fractions = torch.linspace(0.02, 1.0, 50, device=x.device)
-    ranges = fractions.mul_(largest).unsqueeze(1)
-    steps = ranges / levels
-    rounded = (values / steps).round_().clamp_(-levels, levels).mul_(steps)
-    return float(ranges[(rounded - values).square_().mean(1).argmin()])
+    return float(best_ranges(values.view(1, 1, -1), grid, shared=False, largest=largest.view(1, 1, 1)))
+
+
+def best_ranges(
+    matrices: Tensor, grid: Grid, *, shared: bool, inputs: Tensor | None = None, largest: Tensor | None = None
+) -> Tensor:
+    """For each row the range in which rounding it to the grid errs least, above 0; (G, O), or (1, 1) if it is shared.
+
+    Fifty fractions of the row's max|x| are tried. Where all of a row is zero the range is 1.
+
+    Args:
+        matrices: (G, O, K), G groups of O rows.
+        grid: what numbers are rounded to.
+        shared: whether all rows share a range.
+        inputs: (G, K, S) or None. With them the error is that of the products with these inputs, mean square.
+        largest: max|x| of each row, (G, O, 1) or (1, 1, 1), if the rows are only part of what is to be rounded.
+    """
+    matrices = matrices.detach().float()
+    if largest is None:
+        largest = matrices.abs().amax((0, 1, 2) if shared else 2, keepdim=True)
+    best, least = torch.ones_like(largest), torch.full_like(largest, math.inf)
+    products = 0 if inputs is None else matrices.shape[:2].numel() * inputs.shape[2]
+    at_once = max(1, AT_ONCE // max(matrices.numel(), products))
+    for fractions in torch.linspace(0.02, 1.0, 50, device=matrices.device).view(-1, 1, 1, 1).split(at_once):
+        ranges = torch.where(largest > 0, fractions * largest, 1.0)
+        error = rounded(matrices / ranges, grid).mul_(ranges).sub_(matrices)
+        error = (error if inputs is None else error @ inputs).square_().mean(3, keepdim=True)
+        if shared:
+            error = error.mean((1, 2), keepdim=True)
+        smallest, which = error.min(0)
+        best = torch.where(smallest < least, ranges.gather(0, which.unsqueeze(0)).squeeze(0), best)
+        least = torch.minimum(smallest, least)
+    return best.squeeze(2)
+
+
+def rounded(u: Tensor, grid: Grid) -> Tensor:
+    """The nearest numbers of the grid, in units of the full range; no gradient, shape of u.
+
+    >>> rounded(torch.tensor([0.4, -3.0]), 1), rounded(torch.tensor([0.4, -3.0]), (0.0, 0.375, 1.0))
+    (tensor([ 0., -1.]), tensor([0.3750, 0.0000]))
+    """
+    return round_to_integers(u, 1.0, grid).div_(grid) if isinstance(grid, int) else _nearest(u, u.new_tensor(grid))

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from energytl.analog.fused import elementwise
 from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import LARGEST, integers_are_exact
-from energytl.analog.mapping import Mapping, WeightFormat, read_variance
+from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import (
     bit_count,
@@ -174,6 +174,8 @@ class Array:
 
     Attributes:
         weight: stored weights, rounded if the cells are, of the layer's weight shape.
+        cells: what the cells of each weight hold, if not what the mapping says of the weight: they vary. Shape
+            (C, *weight.shape), in units of the full range.
         full_range: the weight that the full range u = 1 stands for.
         rho: energy coefficient ρ, scalar.
         input_range: the input that the integer `levels` stands for.
@@ -191,6 +193,7 @@ class Array:
     """
 
     weight: Tensor
+    cells: Tensor | None
     full_range: float
     rho: Tensor
     input_range: float
@@ -211,16 +214,26 @@ class Array:
     positions: int
 
     @property
-    def u(self) -> Tensor:
-        """The weights in units of the full range, −1..1."""
-        return self.weight / self.full_range
+    def stored(self) -> Tensor:
+        """What the cells of each weight hold, in units of the full range; (C, *weight.shape)."""
+        return self.mapping.stored(self.weight / self.full_range, self.weights) if self.cells is None else self.cells
+
+    @property
+    def significances(self) -> tuple[float, ...]:
+        """Of the cells of a weight, length C."""
+        return self.mapping.significances(self.weights)
+
+    @property
+    def integer_levels(self) -> int | None:
+        """The integer that stands for the full range, if all weights are integers in its units; else None."""
+        return integer_levels(self.mapping, self.weights) if self.cells is None else None
 
     def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
-        stored = self.mapping.stored(self.u, self.weights)
+        stored = self.stored
         spread = signed_amplitude(stored, self.rho, self.fluctuation)
         states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
-        significances = spread.new_tensor(self.mapping.significances(self.weights))
+        significances = spread.new_tensor(self.significances)
         shape = (-1, *[1] * self.weight.dim())
         return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
 
@@ -277,7 +290,7 @@ class Moments(Computation):
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
-        squares = read_variance(array.u, array.rho, array.mapping, array.weights, array.fluctuation)
+        squares = read_variance(array.stored, array.rho, array.significances, array.fluctuation)
         squares = squares * array.full_range**2
         if not _is_large(x):
             outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
@@ -311,7 +324,7 @@ class Exact(Computation):
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         patches = array.unfold(quantised / step)
         _, positions, groups, _ = patches.shape
-        stored = array.mapping.stored(array.u, array.weights)
+        stored = array.stored
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
         spread = signed_amplitude(stored, array.rho, array.fluctuation)
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
@@ -326,7 +339,7 @@ class Exact(Computation):
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
         shape = (*total.shape, patches.shape[-1])
         phases = array.scheme.phases(patches, array.inputs)
-        for cell, amplitudes, weight in zip(stored, spread, array.mapping.significances(array.weights), strict=True):
+        for cell, amplitudes, weight in zip(stored, spread, array.significances, strict=True):
             held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
             for phase in phases:
                 states = sample_states(shape, noise, generator)
@@ -356,7 +369,7 @@ def read_variance_of_inputs(
 
 def _variance_floor(array: Array) -> Tensor:
     """10⁻⁴ of the variance of one input step on the smallest weight, per output; keeps the slope of √ finite."""
-    smallest = array.weight.new_full((), 1 / array.weights.finest_levels)
+    smallest = array.weight.new_full((), smallest_weight(array.mapping, array.weights))
     step = array.input_range / array.inputs.levels * array.full_range
     quantum = amplitude(smallest, array.rho.detach(), array.fluctuation) * step
     return (1e-4 * quantum.square() + 1e-30).to(array.weight.dtype).expand(len(array.weight))
@@ -498,9 +511,10 @@ def _step(array: Array) -> float:
 def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slope: bool) -> tuple[Tensor, Tensor]:
     """Outcome of the read and, if wanted, its slope to the variance in units of step² (bfloat16)."""
     step = _step(array)
-    if _multiplies_integers(array):
+    levels = array.integer_levels
+    if levels is not None and max(levels, array.inputs.levels) <= LARGEST and integers_are_exact():
         integers, variance = _rounded(_bytes_and_variance, x, array, held)
-        unit = array.full_range / array.weights.levels
+        unit = array.full_range / levels
         weight = (array.weight / unit).round_().to(torch.int8)
         mean = array.multiply_integers(integers, array.inputs.levels, weight, step * unit, array.bias)
     else:
@@ -510,13 +524,6 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
     floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
     slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
     return mean, slope
-
-
-def _multiplies_integers(array: Array) -> bool:
-    """Whether the layer's weights and inputs are integers small enough for the exact product."""
-    if array.weights.bits is None or max(array.weights.levels, array.inputs.levels) > LARGEST:
-        return False
-    return integers_are_exact()
 
 
 def _rounded(function: Callable[..., tuple[Tensor, ...]], x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:

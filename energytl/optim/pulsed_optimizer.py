@@ -8,7 +8,7 @@ programmed with it. Everything random comes from the optimizer's seed and its ow
 goes on bit for bit.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from energytl.analog.layers import AnalogLayer, layers_of
-from energytl.analog.mapping import SMALLEST_RANGE
 from energytl.analog.noise import fold
 from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
+from energytl.optim.on_chip import OnChipOptimizer, refuse_all_zero
 from energytl.optim.pulses import Lines, PulseTrain
 
 State = dict[str, Any]
 
 
-class PulsedOptimizer(torch.optim.Optimizer, ABC):
-    """What all on-chip optimizers share: who trains on chip, samples, randomness, checkpoints.
+class PulsedOptimizer(OnChipOptimizer):
+    """What all optimizers on pulsed cells share: who trains on chip, samples, randomness.
 
     A pulse needs an input and an error: what else reaches a weight's gradient (the price of energy, a tied layer) is
     not carried out, and gradients are not clipped; the price of energy still moves ρ.
@@ -61,20 +61,13 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         train: PulseTrain,
         seed: int | None,
     ) -> None:
-        if not 0 <= lr < float("inf"):
-            raise ValueError(f"lr is {lr}; allowed: 0 or more")
         if not isinstance(device, PulsedDevice):
             raise TypeError(f"device is {device!r}; allowed: a pulsed device, as energytl.devices.presets.reram_om()")
         self.device, self.exact, self.train = device, exact, train
         self.fuse = True
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.samples: dict[Tensor, Samples] = {}
-        super().__init__(params, {"lr": lr, "seed": seed, "on": repr(device), "by": repr(self)})
-        if not self.samples:
-            raise ValueError(
-                "none of the parameters is the weight of an analog layer: convert the network (energytl.convert) "
-                "before its parameters go to the optimizer"
-            )
+        super().__init__(params, lr, {"seed": seed, "on": repr(device), "by": repr(self)})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take up a group; weights of analog layers hand over their samples from now on."""
@@ -85,16 +78,12 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                 continue
             layer = layers[0]
             name = f"layer {layer.index} (weight {tuple(parameter.shape)})"
-            if layer.hardware.weights.bits is not None:
+            if layer.hardware.rounds:
                 raise ValueError(
-                    f"the weights of {name} are rounded to {layer.hardware.weights.bits} bits, but pulses leave them "
-                    "anywhere: convert with weights: {bits: null} (WeightFormat(bits=None))"
+                    f"the weights of {name} are rounded, but pulses leave them anywhere: convert with weights: "
+                    "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
                 )
-            if layer.weight_range <= SMALLEST_RANGE:
-                raise ValueError(
-                    f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
-                    "layer's weight_range"
-                )
+            refuse_all_zero(layer)
             self.samples[parameter] = collect(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -116,30 +105,20 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
         """
         if getattr(self, "grad_scale", None) is not None:  # how torch's GradScaler hands over its scale
             raise ValueError("the loss is scaled (precision 16-mixed), and pulses would be, too: use bf16-mixed or 32")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            processes = torch.distributed.get_world_size()
-            if processes > 1:
-                raise ValueError(f"on-chip training runs in one process, not {processes}: set trainer.devices to 1")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        number = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter in self.samples:
-                    if parameter.grad is not None and not self.samples[parameter].batches:
-                        raise ValueError(
-                            f"a weight {tuple(parameter.shape)} that trains on chip got a gradient, but no samples: "
-                            "train the converted network, not the digital one that shares its weights"
-                        )
-                    self._pulse(parameter, group, number)
-                elif parameter.grad is not None:
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
-                number += 1
-        return loss
+        return super().step(closure)
 
-    def _pulse(self, weight: nn.Parameter, group: dict[str, Any], number: int) -> None:
+    def update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:  # noqa: D102
+        if parameter in self.samples:
+            if parameter.grad is not None and not self.samples[parameter].batches:
+                raise ValueError(
+                    f"a weight {tuple(parameter.shape)} that trains on chip got a gradient, but no samples: "
+                    "train the converted network, not the digital one that shares its weights"
+                )
+            self._pulse(parameter, group, number)
+        elif parameter.grad is not None:
+            parameter.add_(parameter.grad, alpha=-group["lr"])
+
+    def _pulse(self, weight: Tensor, group: dict[str, Any], number: int) -> None:
         samples, state = self.samples[weight], self.state[weight]
         for layer, x, d in samples.batches:
             groups, rows, outputs = layer.matrix_shape
@@ -182,8 +161,7 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
     ) -> Tensor:
         """Change the arrays, in the state, and the layer's weight by one mini-batch; the slots of its pulse trains."""
 
-    def activities(self) -> list[Activity]:
-        """What the arrays did so far, for `energytl.cost.training`."""
+    def activities(self) -> list[Activity]:  # noqa: D102
         found = []
         for weight, state in self.state.items():
             layers = layers_of(weight) if isinstance(weight, nn.Parameter) and state else []
@@ -202,30 +180,6 @@ class PulsedOptimizer(torch.optim.Optimizer, ABC):
                 )
             )
         return found
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: if it was trained on another device or with other settings.
-        """
-        for saved in state_dict["param_groups"]:
-            for key, own, name in (("on", repr(self.device), "device"), ("by", repr(self), "settings")):
-                if saved.get(key) != own:
-                    raise ValueError(
-                        f"the checkpoint's {name} is {saved.get(key)}, this optimizer's {own}: go on with the same, "
-                        "or start anew"
-                    )
-        super().load_state_dict(state_dict)
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, parameter in zip(indices, parameters, strict=True):  # torch would cast states to the weight's type
-            if index in state_dict["state"]:
-                self.state[parameter] = _copied(state_dict["state"][index], parameter.device)
-
-    @abstractmethod
-    def __repr__(self) -> str:
-        """The algorithm and its settings, on one line."""
 
 
 def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:
@@ -261,10 +215,3 @@ def show(layer: AnalogLayer, weights: Tensor, first: int = 0) -> None:
     matrix.narrow(-1, first, weights.shape[-1]).copy_(weights.mul_(layer.weight_range))
     if matrix.data_ptr() != weight.data_ptr():  # as of a network in channels last
         weight.copy_(matrix.view(weight.shape))
-
-
-def _copied(saved: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """Tensors in nested dictionaries, copied to a device, all else as it is."""
-    if isinstance(saved, dict):
-        return {name: _copied(value, device) for name, value in saved.items()}
-    return saved.to(device, copy=True) if isinstance(saved, Tensor) else saved

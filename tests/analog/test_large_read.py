@@ -7,7 +7,17 @@ import torch
 from scipy import stats
 from torch import nn
 
-from energytl import BitCells, BitSerialRead, Fluctuation, Hardware, InputFormat, RepeatedRead, WeightFormat, convert
+from energytl import (
+    BitCells,
+    BitSerialRead,
+    Fluctuation,
+    Hardware,
+    InputFormat,
+    MultilevelPair,
+    RepeatedRead,
+    WeightFormat,
+    convert,
+)
 from energytl.analog import fused_noise, read
 from energytl.analog.mapping import read_variance
 from energytl.analog.noise import NoiseStream
@@ -28,6 +38,8 @@ HARDWARE = {
     "bit-serial": Hardware(rho=1.0, read=BitSerialRead()),
     "repeated": Hardware(rho=1.0, read=RepeatedRead(3)),
     "bit cells": Hardware(rho=1.0, mapping=BitCells()),
+    "multilevel": Hardware(rho=1.0, mapping=MultilevelPair()),
+    "uneven levels": Hardware(rho=1.0, mapping=MultilevelPair((0.5, 1.3, 2.2))),
     "unrounded": Hardware(rho=1.0, weights=WeightFormat(bits=None)),
     "many bits": Hardware(rho=1.0, weights=WeightFormat(bits=10), inputs=InputFormat(9)),
 }
@@ -51,8 +63,11 @@ def law(network, x):
     with torch.no_grad():
         weight = (network.stored_weight * network.weight_range).double()
         bias = None if network.bias is None else network.bias.double()
-        parts = network.stored_weight, network.rho, network.hardware.mapping, network.hardware.weights
-        squares = read_variance(*parts, network.hardware.fluctuation).double() * network.weight_range**2
+        hardware = network.hardware
+        stored = hardware.mapping.stored(network.stored_weight, hardware.weights)
+        significances = hardware.mapping.significances(hardware.weights)
+        squares = read_variance(stored, network.rho, significances, hardware.fluctuation) * network.weight_range**2
+        squares = squares.double()
         variance = network.hardware.read.variance(integers, network.hardware.inputs)
         return network.multiply(integers * step, weight, bias), network.multiply(
             variance * step**2, squares, None

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from energytl import (
     BitCells,
     BitSerialRead,
+    BitSlices,
     DifferentialPair,
     Exact,
     Fluctuation,
@@ -22,6 +23,8 @@ from energytl import (
     Hardware,
     InputFormat,
     Moments,
+    MultilevelPair,
+    Noiseless,
     OneCell,
     RepeatedRead,
     SingleRead,
@@ -29,6 +32,7 @@ from energytl import (
     convert,
 )
 from energytl.analog.read import read_variance_of_inputs
+from energytl.devices.variation import Variation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,9 +90,14 @@ def amplitude(magnitude, rho=RHO):
 
 def cell_variance(u, mapping):
     """Variance of one read of the weight u, by hand."""
-    if not isinstance(mapping, BitCells):
+    if isinstance(mapping, MultilevelPair):
+        pairs = [(p, m) for p, m in product((0, 1, 3, 8), repeat=2) if abs(p - m - 8 * u) < 1e-5]
+        return sum(amplitude(cell / 8) ** 2 for cell in min(pairs, key=sum))
+    if not isinstance(mapping, BitSlices):
         return amplitude(abs(u)) ** 2
-    return sum((2**p / 15 * amplitude(1)) ** 2 for p in range(4) if round(abs(u) * 15) >> p & 1)
+    integer, highest = round(abs(u) * 15), 2**mapping.cell_bits - 1
+    digits = [(p, integer >> p & highest) for p in range(0, 4, mapping.cell_bits)]
+    return sum((2**p * highest / 15 * amplitude(digit / highest)) ** 2 for p, digit in digits)
 
 
 @cache
@@ -152,11 +161,30 @@ def test_positions_of_one_image_share_correlated_states(layer, correlation):
 
 
 @every_scheme
-@pytest.mark.parametrize("mapping", [DifferentialPair(), BitCells()], ids=repr)
+@pytest.mark.parametrize("mapping", [DifferentialPair(), BitCells(), BitSlices(2), MultilevelPair()], ids=repr)
 @pytest.mark.parametrize("computation", [Exact(), Moments()], ids=["exact", "moments"])
 def test_other_mappings_follow_the_law_of_their_cells(mapping, scheme, computation, assert_moments):
     mean, covariance, _ = law("strided", scheme, 0.5, mapping)
     assert_moments(outcomes("strided", computation, scheme, 0.5, mapping), mean, covariance)
+
+
+@pytest.mark.parametrize("mapping", [OneCell(), BitCells(), MultilevelPair()], ids=repr)
+def test_reads_fluctuate_around_what_the_cells_of_the_chip_hold(mapping, assert_moments, assert_same_distribution):
+    network, image = analog("linear", Noiseless(), BitSerialRead(), 0.0, mapping), digital_and_image("linear")[1]
+    nominal = network(image).detach()
+    network.configure(variation=Variation(0.3), chip=3)
+    held = network(image).detach()
+    assert (held - nominal).abs().max() > 0.01
+    network.configure(chip=4)
+    assert not torch.allclose(network(image), held)
+    network.configure(chip=3)
+    images, found = image.expand(IMAGES, -1), []
+    for computation in (Exact(), Moments()):
+        network.configure(computation=computation)
+        with torch.no_grad():
+            found.append(network(images))
+    assert_same_distribution(*found)
+    assert_moments(found[1], held.double(), found[0].double().T.cov())
 
 
 def test_exact_reads_have_the_third_moment_of_unlike_states(assert_third_moment):

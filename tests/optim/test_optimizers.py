@@ -695,7 +695,7 @@ def test_what_would_train_something_else_is_refused_in_one_line():
     digital, empty = nn.Linear(3, 2), nn.Linear(3, 2)
     nn.init.zeros_(empty.weight)
     rounded, empty, model = convert(nn.Linear(3, 2)), convert(empty, IDEAL), convert(digital, IDEAL, seed=0)
-    with pytest.raises(ValueError, match=r"layer 0 .* rounded to 5 bits") as error:
+    with pytest.raises(ValueError, match=r"layer 0 .* rounded, but pulses") as error:
         CTTv2(rounded.parameters(), lr=0.1, device=presets.ideal())
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"layer 0 .* are all 0"):
