@@ -1,5 +1,6 @@
 """What a training run does besides training: seeds, curves, checkpoints, refusing to go on after NaN."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,19 @@ class History(Callback):
     """The training curves as plain numbers: one row for each epoch, kept in checkpoints.
 
     Args:
-        first_epoch: epochs of earlier trainings, which this one goes on from.
+        earlier: rows of earlier trainings, which this one goes on from.
 
     Attributes:
-        rows: dictionaries of what was logged, and `rho`, the mean over layers.
+        rows: dictionaries of what was logged, the number of iterations, and `rho`, the mean over layers.
     """
 
-    def __init__(self, first_epoch: int = 0) -> None:
-        self.first_epoch = first_epoch
+    def __init__(self, earlier: Sequence[dict[str, float]] = ()) -> None:
+        self.first_epoch, self.first_step = (earlier[-1]["epoch"], earlier[-1]["step"]) if earlier else (0.0, 0.0)
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the epoch's end logged; validation has run."""
-        row = {"epoch": float(self.first_epoch + trainer.current_epoch + 1)}
+        row = {"epoch": self.first_epoch + trainer.current_epoch + 1, "step": self.first_step + trainer.global_step}
         logged = trainer.callback_metrics.items()
         row |= {name: float(value) for name, value in logged if not name.startswith("rho/")}
         layers = analog_layers(pl_module)

@@ -30,6 +30,8 @@ class Evaluation:
             is searched on part of the test images and confirmed on all of them, by other reads, whose accuracy is the
             result. A network that never gets there is measured at the least energy of its own best accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
+        target: accuracy of which is told after how many iterations training first had it.
+        histograms: keep a histogram of what the cells of each layer hold.
         images: test images that are used, evenly spaced over the set; None: all.
         search_images: those of them that the search for the factor uses.
         cost_batches: test batches whose activations the energy is the mean of.
@@ -43,6 +45,8 @@ class Evaluation:
     top: tuple[int, ...] = ()
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
+    target: float | None = None
+    histograms: bool = False
     images: int | None = None
     search_images: int = 2000
     cost_batches: int = 4
@@ -56,6 +60,8 @@ class Evaluation:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
         if not all(k > 1 for k in self.top):
             raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(f"evaluation.target is {self.target}; allowed: above 0 up to 1, as 0.9")
         if self.images is not None and self.images < 1:
             raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
         if self.exact_images and self.reads < 2:
@@ -192,6 +198,16 @@ def noiseless_draw() -> Draw:
 def exact_draw(seed: int) -> Draw:
     """A state for every cell and read: slow."""
     return Draw(Exact(), seed)
+
+
+def steps_to(target: float, history: list[dict[str, float]]) -> int | None:
+    """After how many iterations the accuracy on test images first was at the target; None: never.
+
+    >>> rows = [{"step": 5.0, "val/accuracy": 0.5}, {"step": 10.0, "val/accuracy": 0.8}]
+    >>> steps_to(0.7, rows), steps_to(0.9, rows)
+    (10, None)
+    """
+    return next((int(row["step"]) for row in history if row.get("val/accuracy", 0.0) >= target), None)
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

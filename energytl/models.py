@@ -40,6 +40,13 @@ def lenet(channels: int = 1, classes: int = 10) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
+def conv_fc(kernels: int = 10, channels: int = 1, classes: int = 10) -> nn.Module:
+    """One 5×5 convolution, pooling, ReLU and one fully connected layer, for 28×28 images (Dong 2018, §III A)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, kernels, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(kernels * 144, classes)
+    )
+
+
 def torchvision_model(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:
     """A classifier of torchvision.
 

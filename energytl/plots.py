@@ -1,5 +1,6 @@
 """Figures from results: plain numbers in, matplotlib figures out."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,8 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
         "training_on_chip": training_on_chip,
         "least_energy": least_energy,
         "energy_by_condition": energy_by_condition,
+        "accuracy_by_condition": accuracy_by_condition,
+        "weights": weights,
         "accuracy_energy": accuracy_energy,
         "depthwise_share": depthwise_share,
         "energy_by_layer": energy_by_layer,
@@ -81,12 +84,12 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         lowest = []
         for case, result in shown.items():
             points = sorted(result.get("points") or [result], key=lambda point: point[key])
-            low, median, high = (
+            low, middle, high = (
                 [100 * point[f"accuracy_{part}"] for point in points] for part in ("q25", "median", "q75")
             )
             spread = [
-                [m - lo for m, lo in zip(median, low, strict=True)],
-                [hi - m for m, hi in zip(median, high, strict=True)],
+                [m - lo for m, lo in zip(middle, low, strict=True)],
+                [hi - m for m, hi in zip(middle, high, strict=True)],
             ]
             style: dict[str, Any] = {
                 "marker": "o",
@@ -95,7 +98,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
                 "color": colours[case],
                 "label": case,
             }
-            axes.errorbar([point[key] for point in points], median, spread, **style)
+            axes.errorbar([point[key] for point in points], middle, spread, **style)
             lowest += low
             if key == "energy_paper":
                 _draw_curves(axes, result, colours[case])
@@ -158,7 +161,7 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
     methods: dict[str, dict[str, Result]] = {}
     for result in results.values():
         point = (result.get("points") or [result])[0]
-        if result.get("method") and result.get("condition") and point["energy_paper"] is not None:
+        if _under_condition(result) and point["drop"] is not None and point["energy_paper"] is not None:
             methods.setdefault(result["method"], {})[result["condition"]] = point
     if not methods:
         return None
@@ -181,6 +184,52 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
         axes.grid(alpha=0.3)
     row[0].legend(fontsize="small")
     return figure
+
+
+def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
+    """Accuracy of each method under each condition, a line a method: median and range over chips, or else reads."""
+    methods: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for result in results.values():
+        point = (result.get("points") or [result])[0]
+        if _under_condition(result) and point["drop"] is None and point["accuracy_median"] is not None:
+            several = sorted(point.get("accuracies_chips") or point["accuracies"])
+            spread = (several[0], statistics.median(several), several[-1])
+            methods.setdefault(result["method"], {})[result["condition"]] = spread
+    if not methods:
+        return None
+    conditions = list(dict.fromkeys(condition for points in methods.values() for condition in points))
+    figure, (axes,) = panels(1, height=4.4)
+    for number, (method, points) in enumerate(methods.items()):
+        places = [conditions.index(condition) for condition in points]
+        low, middle, high = ([100 * point[i] for point in points.values()] for i in range(3))
+        below = [m - lo for m, lo in zip(middle, low, strict=True)]
+        above = [hi - m for m, hi in zip(middle, high, strict=True)]
+        axes.errorbar(places, middle, [below, above], color=f"C{number}", marker="o", capsize=4, label=method)
+    axes.set_ylabel("accuracy (%)")
+    axes.set_xticks(range(len(conditions)), conditions, rotation=30 if len(conditions) > 4 else 0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def weights(results: dict[str, Result]) -> Figure | None:
+    """Histogram of what the cells of the last layer hold, a panel a case."""
+    shown = {case: result["histograms"] for case, result in results.items() if result.get("histograms")}
+    if not shown:
+        return None
+    figure, row = panels(len(shown), columns=3, height=3.2)
+    for axes, (case, layers) in zip(row, shown.items(), strict=False):
+        name, last = list(layers.items())[-1]
+        bins, edge = len(last["counts"]), last["edge"]
+        width = 2 * edge / bins
+        axes.bar([-edge + (i + 0.5) * width for i in range(bins)], last["counts"], width)
+        axes.set(title=f"{case}, layer {name}", xlabel="weight", ylabel="count", yscale="symlog")
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def _under_condition(result: Result) -> bool:
+    return bool(result.get("method") and result.get("condition"))
 
 
 def depthwise_share(results: dict[str, Result]) -> Figure | None:
@@ -244,14 +293,16 @@ def training(results: dict[str, Result]) -> Figure | None:
     }
     if not curves:
         return None
+    counted = all("step" in row for result in results.values() for row in result["history"])
+    unit = "step" if counted else "epoch"
     figure, row = panels(len(curves), columns=2, height=3.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, curves.items(), strict=False):
         for case, result in results.items():
-            points = [(point["epoch"], point[key]) for point in result["history"] if key in point]
+            points = [(point[unit], point[key]) for point in result["history"] if key in point]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=case, color=colours[case])
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel={"step": "iteration"}.get(unit, unit), ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

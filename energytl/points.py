@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from energytl.analog.convert import analog_layers
+from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import fold
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
@@ -33,6 +35,9 @@ from energytl.training import Trained
 
 BELOW = 0.02
 """How far below the lowest accuracy that is asked for a curve is measured."""
+
+BINS = 81
+"""Of a histogram of weights; odd, so that 0 has one of its own."""
 
 LEAST_FACTOR = 1e-4
 """Smallest common factor on ρ that is tried."""
@@ -215,6 +220,8 @@ class Points:
             result[f"accuracy_digital_top{k}"] = float((self.digital_ranks < k).double().mean())
             if chips:
                 result[f"accuracies_chips_top{k}"] = top_accuracies(apart[1:], k)
+        if evaluation.histograms:
+            result["histograms"] = {name: histogram(layer) for name, layer in analog_layers(self.analog).items()}
         if evaluation.exact_images:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
@@ -242,6 +249,16 @@ class Points:
             }
             for log_factor, accuracy in zip(curve.log_factors, curve.accuracies, strict=True)
         ]
+
+
+def histogram(layer: AnalogLayer) -> dict[str, Any]:
+    """How often a layer's cells hold which weight: counts in BINS equal bins of ± its largest, in the weights' unit."""
+    held = (layer.stored_weight.detach() * layer.weight_range).cpu()
+    if layer.column_ranges is not None:
+        held = held * layer.column_ranges.cpu()
+    largest = max(float(held.abs().max()), 1e-12)
+    edge = largest * (1 + 1 / BINS)
+    return {"edge": edge, "counts": held.histc(BINS, -edge, edge).int().tolist()}
 
 
 def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:

@@ -93,6 +93,7 @@ class Recipe:
         method: what the case shows, if it differs from its name; with `condition`, figures group cases.
         condition: under which circumstances.
         published: energies that a paper reports for the same drops, in its own unit, to compare ratios with.
+        paper: what a paper says of this case, in words.
         seed: of weights, order of images and noise.
     """
 
@@ -113,6 +114,7 @@ class Recipe:
     method: str | None = None
     condition: str | None = None
     published: tuple[float, ...] = ()
+    paper: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

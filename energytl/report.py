@@ -16,11 +16,13 @@ CAPTIONS = {
     "lines: one read of few test images, on which the points were searched.",
     "least_energy": "Least energy that keeps the accuracy, here and as published; open: not reached, at the own best.",
     "energy_by_condition": "Least energy of each method under each condition; open: not reached, at the own best.",
+    "accuracy_by_condition": "Accuracy of each method under each condition: median and range over chips or reads.",
+    "weights": "What the cells of the last layer hold.",
     "depthwise_share": "Share of the depthwise layers.",
     "energy_by_layer": "Total energy of each layer by component.",
     "paper_energy_by_layer": "Energy of the cells alone, in the paper's units, by layer.",
     "rho_by_layer": "Energy coefficient ρ of each layer after training and scaling.",
-    "training": "Training of the analog network, by epoch.",
+    "training": "Training of the analog network.",
     "training_on_chip": "Training on the chip: accuracy by epoch (dashed: digital training), and its energy.",
 }
 

@@ -12,7 +12,14 @@ from energytl.recipe import flat, read
 from energytl.results import Result, finished, latest_results, versions
 from energytl.tables import findings, notes, tables
 
-FIRST_FIGURES = ("least_energy", "energy_by_condition", "accuracy_energy", "depthwise_share")
+FIRST_FIGURES = (
+    "least_energy",
+    "energy_by_condition",
+    "accuracy_by_condition",
+    "weights",
+    "accuracy_energy",
+    "depthwise_share",
+)
 """Figures of a report that the page shows, where there are any."""
 
 HEAD = """# Results

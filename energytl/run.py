@@ -23,7 +23,7 @@ from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
-from energytl.evaluation import Batches, digital_ranks
+from energytl.evaluation import Batches, digital_ranks, steps_to
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, Case, Recipe, RecipeError, flat
@@ -95,8 +95,12 @@ def run_case(
         "method": recipe.method,
         "condition": recipe.condition,
         "published": recipe.published,
+        "paper": recipe.paper,
     }
     result |= _measure(case.name, analog.to(device), recipe, trained, test, digital_found)
+    if recipe.evaluation is not None and recipe.evaluation.target is not None:
+        result |= {"target": recipe.evaluation.target}
+        result |= {"steps_to_target": steps_to(recipe.evaluation.target, trained[-1].history)}
     result |= {
         "history": trained[-1].history,
         "seed": recipe.seed,

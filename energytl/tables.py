@@ -2,8 +2,11 @@
 
 import html
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 
 from matplotlib.ticker import EngFormatter
 
@@ -38,6 +41,9 @@ POINT_COLUMNS = (
 )
 
 TRAINING_COLUMNS = ("case", "images", "pulses", "column reads", "pulses' energy", "reads' energy", "total", "time")
+
+TOP = re.compile(r"accuracy_top\d+")
+"""Results that are top-k accuracies."""
 
 Row = tuple[str, ...]
 
@@ -86,7 +92,8 @@ def tables(results: dict[str, Result]) -> list[Table]:
         least_energies(results),
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
         Table("", [COLUMNS, *(_row(case, result) for case, result in results.items() if not _points(result))]),
-        Table("training on the chip", [TRAINING_COLUMNS, *_training_rows(results)]),
+        accuracies(results),
+        Table("training on the chip", _training_rows(results)),
     ]
     return [table for table in made if len(table.rows) > 1]
 
@@ -114,6 +121,24 @@ def least_energies(results: dict[str, Result]) -> Table:
             row += [_times(_published_ratio(results, case, drop))] if published else []
         rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
     return Table("least energy, paper units", rows)
+
+
+def accuracies(results: dict[str, Result]) -> Table:
+    """What cases say of their accuracy beyond the first table: among k outputs, over chips, reached when, on paper."""
+    columns: dict[str, Callable[[Result], str]] = {}
+    for k in sorted({int(key[12:]) for result in results.values() for key in result if TOP.fullmatch(key)}):
+        columns[f"top-{k} %"] = partial(_if_there, f"accuracy_top{k}")
+    columns |= {"chips": _chips, "median of chips %": _chips_median, "range %": _chips_range}
+    targets = sorted({f"{100 * result['target']:g} %" for result in results.values() if "target" in result})
+    columns |= {f"iterations to {', '.join(targets)}": _steps, "in the paper": lambda result: result.get("paper") or ""}
+    rows = [[make(result) for make in columns.values()] for result in results.values()]
+    filled = [any(column) for column in zip(*rows, strict=True)]
+    if not any(filled):
+        return Table("", [("case",)])
+    lines: list[Row] = [("case", "accuracy %", *compress(columns, filled))]
+    for (case, result), row in zip(results.items(), rows, strict=True):
+        lines.append((case, _percent(result, "accuracy_median"), *compress(row, filled)))
+    return Table("accuracy", lines)
 
 
 def below_baselines(results: dict[str, Result], case: str, drop: float) -> float | None:
@@ -149,7 +174,7 @@ def notes(results: dict[str, Result]) -> list[str]:
     lines += _exact_notes(results)
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))
-    if _training_rows(results):
+    if len(_training_rows(results)) > 1:
         lines.append("not modelled in training on the chip: " + "; ".join(TRAINING_NOT_MODELLED))
     return lines
 
@@ -228,6 +253,29 @@ def _percent(result: Result, key: str) -> str:
     return "not measured" if result[key] is None else f"{100 * result[key]:.2f}"
 
 
+def _if_there(key: str, result: Result) -> str:
+    return _percent(result, key) if key in result else ""
+
+
+def _chips(result: Result) -> str:
+    return f"{len(result['accuracies_chips'])}" if result.get("accuracies_chips") else ""
+
+
+def _chips_median(result: Result) -> str:
+    return _percent(result, "accuracy_chips_median") if result.get("accuracies_chips") else ""
+
+
+def _chips_range(result: Result) -> str:
+    chips = result.get("accuracies_chips")
+    return f"{100 * min(chips):.2f}-{100 * max(chips):.2f}" if chips else ""
+
+
+def _steps(result: Result) -> str:
+    if "target" not in result:
+        return ""
+    return "never" if result["steps_to_target"] is None else f"{result['steps_to_target']}"
+
+
 def _paper(result: Result) -> str:
     return "not modelled" if result["energy_paper"] is None else f"{result['energy_paper']:.3g}"
 
@@ -278,11 +326,13 @@ def _point_rows(results: dict[str, Result]) -> list[Row]:
 
 
 def _training_rows(results: dict[str, Result]) -> list[Row]:
-    """What training on the chip cost, of the cases that trained so."""
-    rows: list[Row] = []
+    """What training on the chip cost, of the cases that trained so, under a head."""
+    writes = any("training_most_writes" in result for result in results.values())
+    rows: list[Row] = [(*TRAINING_COLUMNS, *(["most writes of a cell"] if writes else []))]
     for case, result in results.items():
         if "training_pulses" in result:
             reads = [result[f"training_energy_{part}_j"] for part in ("forward", "backward", "column_reads")]
+            most = result.get("training_most_writes")
             rows.append(
                 (
                     case,
@@ -293,6 +343,7 @@ def _training_rows(results: dict[str, Result]) -> list[Row]:
                     quantity(None if None in reads else sum(reads), "J"),
                     quantity(result["training_energy_j"], "J"),
                     quantity(result["training_latency_s"], "s"),
+                    *([f"{most:,}" if most else "not counted"] if writes else []),
                 )
             )
     return rows

@@ -23,7 +23,7 @@ from energytl.analog.read import Noiseless
 from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
-from energytl.optim.pulsed_optimizer import PulsedOptimizer
+from energytl.optim.on_chip import OnChipOptimizer
 from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
@@ -120,7 +120,7 @@ def train(
                 energy_unit, rows = finished["energy_unit"], finished["history"]
                 for row in rows[len(history.rows) :]:
                     logger.log_metrics(
-                        {name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"])
+                        {name: value for name, value in row.items() if name not in ("epoch", "step")}, int(row["epoch"])
                     )
                 history.rows = rows
             else:
@@ -134,7 +134,7 @@ def train(
                     energy_unit,
                 )
                 checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
-                stage = History(first_epoch=len(history.rows))
+                stage = History(history.rows)
                 activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage, callbacks)
                 if module.ranges is not None:
                     module.ranges.settle()
@@ -191,7 +191,7 @@ def fit(
     return [
         activity
         for optimizer in trainer.optimizers
-        if isinstance(optimizer, PulsedOptimizer)
+        if isinstance(optimizer, OnChipOptimizer)
         for activity in optimizer.activities()
     ]
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from energytl.cost.periphery import Periphery
 
 TRAINING_NOT_MODELLED = (
-    "the digital unit: integrator, loss, normalisation",
+    "the digital unit: integrator, memory of full-precision weights, loss, normalisation",
     "lines that fire without a coincidence",
     "the cells' own share in a column read",
     "digital layers' training",
-    "writing the weights onto the arrays before training",
+    "writing the weights onto the arrays before training (MultilevelRefresh and ResetPair count it)",
 )
 """What no number of training contains."""
 
@@ -24,10 +24,11 @@ class Activity:
         layer: number of the layer in its network.
         outputs: outputs of all groups together.
         samples: inputs that its arrays were trained with: images times output positions.
-        slots: slots of all pulse trains, one after the other.
+        slots: slots of all pulse trains, one after the other; pulses that go to one cell at a time are a slot each.
         pulses: pulses that cells got, of all arrays (expected numbers, where a mini-batch is applied at once).
         column_reads: reads of a column of the fast array.
         pulse_s, pulse_j: length and energy of a pulse, s and J.
+        most_writes: writes of the cell that was written most often, for its endurance; 0: not counted.
     """
 
     layer: int
@@ -38,14 +39,15 @@ class Activity:
     column_reads: int
     pulse_s: float
     pulse_j: float
+    most_writes: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingCost:
     """Cost of a whole training; None stands for "not modelled".
 
-    Assumption: the transposed read of a backward pass costs what the forward read does; the first layer has none. What
-    is left out stands in TRAINING_NOT_MODELLED.
+    Assumption: the transposed read of a backward pass costs what the forward read does; the first layer that trains has
+    none, nor have those before it. What is left out stands in TRAINING_NOT_MODELLED.
 
     Attributes:
         images: images trained on.
@@ -55,6 +57,7 @@ class TrainingCost:
         energy_forward_j, energy_backward_j: reads of the passes, circuits included.
         energy_column_reads_j: converters and row drivers of the column reads.
         latency_s: passes, pulse trains, column reads and their writes, one after the other.
+        most_writes: writes of the cell that was written most often; 0: not counted.
     """
 
     images: int
@@ -65,6 +68,7 @@ class TrainingCost:
     energy_backward_j: float | None
     energy_column_reads_j: float | None
     latency_s: float
+    most_writes: int = 0
 
     @property
     def energy_j(self) -> float | None:
@@ -74,9 +78,8 @@ class TrainingCost:
 
     def numbers(self) -> dict[str, float | int | None]:
         """Plain numbers by the keys of result.json."""
-        return {f"training_{name}": value for name, value in asdict(self).items()} | {
-            "training_energy_j": self.energy_j
-        }
+        counted = {name: value for name, value in asdict(self).items() if name != "most_writes" or value}
+        return {f"training_{name}": value for name, value in counted.items()} | {"training_energy_j": self.energy_j}
 
 
 def training_cost(
@@ -102,6 +105,7 @@ def training_cost(
     """
     activities = list(activities)
     images = max((activity.samples // max(1, positions[activity.layer]) for activity in activities), default=0)
+    later = 1 + min((activity.layer for activity in activities), default=0)  # from here on errors go back
     forward = [None if energy is None else images * energy for energy in image_energies_j]
     column_reads_j = latency_s = 0.0
     for activity in activities:
@@ -113,16 +117,17 @@ def training_cost(
         column_reads_j += activity.column_reads * (activity.outputs * conversion_j + row_driver_j)
         write_s = 2 * activity.pulse_s  # what rises, then what falls
         latency_s += activity.slots * activity.pulse_s + activity.column_reads * (conversion_s + write_s)
-    latency_s += images * (math.fsum(image_latencies_s) + math.fsum(image_latencies_s[1:]))
+    latency_s += images * (math.fsum(image_latencies_s) + math.fsum(image_latencies_s[later:]))
     return TrainingCost(
         images=images,
         pulses=math.fsum(activity.pulses for activity in activities),
         column_reads=sum(activity.column_reads for activity in activities),
         energy_pulses_j=math.fsum(activity.pulses * activity.pulse_j for activity in activities),
         energy_forward_j=_sum(forward),
-        energy_backward_j=_sum(forward[1:]),
+        energy_backward_j=_sum(forward[later:]),
         energy_column_reads_j=column_reads_j if periphery else None,
         latency_s=latency_s,
+        most_writes=max((activity.most_writes for activity in activities), default=0),
     )
 
 
