@@ -240,7 +240,8 @@ class ImageFolder(ImageData):
     Args:
         train: folder of the training images, with one folder a class.
         test: folder of the test images; None keeps part of `train` for it.
-        test_fraction: that part, of each class alike; by the images' order, so that it is always the same.
+        test_fraction: that part, of each class alike; by the images' order, so that it is always the same. 0: none is
+            kept, and the test images are those that are learnt from.
         size: images are scaled to a short side of size·8/7 and cropped to size×size.
         augment: crop and mirror training images at random; false: take them as test images.
     """
@@ -256,8 +257,8 @@ class ImageFolder(ImageData):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"data.test_fraction is {test_fraction}; allowed: above 0 and below 1")
+        if not 0 <= test_fraction < 1:
+            raise ValueError(f"data.test_fraction is {test_fraction}; allowed: 0 up to 1")
         folder = Path(train)
         found = sum(entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else 0
         super().__init__((3, size, size), max(found, 1), batch_size, workers, seed)
@@ -274,6 +275,8 @@ class ImageFolder(ImageData):
                 )
             return train, test
         plain = _image_folder(self.folder, "data.train", _photograph(self.size, augment=False))
+        if self.test_fraction == 0:
+            return train, plain
         kept: list[int] = []
         for label in range(len(plain.classes)):
             images = [i for i, target in enumerate(plain.targets) if target == label]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from energytl.analog.convert import analog_layers
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import fold
+from energytl.analog.read import Noiseless
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
 from energytl.evaluation import (
@@ -197,8 +198,10 @@ class Points:
         seed, evaluation = self.recipe.seed, self.evaluation
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.digital, reads == 0)
-        others = [noiseless_draw(), *chip_draws(self.analog, evaluation.chips, fold(seed, 3))]
-        apart = ranks(self.analog, self.test, others, f"{self.label}: without noise")
+        noisy = not isinstance(self.recipe.hardware.computation, Noiseless)
+        others = [noiseless_draw()] * noisy + chip_draws(self.analog, evaluation.chips, fold(seed, 3))
+        apart = ranks(self.analog, self.test, others, f"{self.label}: without noise, chips") if others else reads[:0]
+        apart = apart if noisy else torch.cat([reads[:1], apart])
         quantised, *chips = top_accuracies(apart)
         result: Result = {
             "energy_weight": trained.energy_weight,

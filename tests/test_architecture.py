@@ -17,7 +17,7 @@ LAYERS = (
     ("objectives", "optim", "ranges", "data", "models", "results"),
     ("classifier", "callbacks", "evaluation", "frontier", "tables"),
     ("plots", "recipe", "report", "device_fit"),
-    ("training", "points", "results_page"),
+    ("training", "points", "results_page", "features"),
     ("run",),
     ("study",),
     ("cli",),

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torchvision.io import write_png
+from PIL import Image
 
 from energytl import cli
 from energytl.recipe import read
@@ -16,6 +15,7 @@ SHORT = {
     "quickstart": ["--pretrain.epochs=1", "--train.epochs=1", "--evaluation.reads=2", "--evaluation.images=100"],
     "onchip_mnist": ["--train.epochs=1", "--trainer.limit_train_batches=2", "--evaluation.images=100"],
     "lenet": ["--pretrain.epochs=1", "--train.epochs=1", "--trainer.limit_train_batches=5", "--evaluation.images=50"],
+    "dong_large": ["--data.batch_size=2", "--calibration_batches=1", "--evaluation.images=4"],
     "cifar10": [
         "--train.epochs=1",
         "--data.batch_size=10",
@@ -38,7 +38,7 @@ def imagenet(tmp_path_factory):
         for number in range(1000):
             folder = root / part / f"n{number:08d}"
             folder.mkdir(parents=True)
-            write_png(torch.full((3, 16, 16), number % 256, dtype=torch.uint8), str(folder / "image.png"))
+            Image.new("RGB", (16, 16), (number % 256,) * 3).save(folder / "image.png")
     return root
 
 
@@ -53,7 +53,22 @@ def overrides_of(path, request):
         root = request.getfixturevalue("imagenet")
         untrained = ["--network.weights=null", "--evaluation.max_drop=null", "--data.workers=0"]
         return [*SHORT["cifar10"], *untrained, f"--data.root={root}", "--data.batch_size=2", "--evaluation.images=2"]
+    if "vgg16" in name and "dong" in name:
+        root = request.getfixturevalue("imagenet")
+        return [*SHORT["dong_large"], "--network.weights=null", f"--data.root={root}"]
     packed = request.getfixturevalue("packed_data")
+    if name == "dong_fig8_10":
+        file = packed / "weights" / "imagenet" / "squeezenet1_0_deep_compression.pth"
+        return [*SHORT["dong_large"], f"--data.root={packed / 'imagenet_sample'}", f"--weights={file}"]
+    if name == "dong_fig4_5":
+        root = request.getfixturevalue("data_root")
+        short = ["--pretrain.epochs=1", "--trainer.limit_train_batches=5", "--evaluation.images=50"]
+        return [*short, f"--data.root={root}"]
+    if name == "flowers17" or "dong" in name:
+        flowers, file = packed / "flowers17", packed / "weights" / "imagenet" / "mobilenet_v2_uint8.pth"
+        there = [f"--data.images.train={flowers}", f"--data.weights={file}"]
+        cache = f"--data.cache={request.getfixturevalue('tmp_path_factory').getbasetemp() / 'features'}"
+        return [*there, cache, "--train.epochs=2"]
     if "posttraining" in name or "depthwise" in name:
         file = "squeezenet1_0_deep_compression" if "squeezenet" in name else "mobilenet_v2_uint8"
         there = [f"--data.root={packed / 'imagenet_sample'}", f"--weights={packed / 'weights/imagenet' / file}.pth"]
@@ -75,7 +90,17 @@ def overrides_of(path, request):
 
 def by_size(path):
     """Recipes of networks that want a GPU, and of those that see 224 pixels, are slow."""
-    large = ("wang_table1_vgg16", "wang_table1_resnet18", "wang_table2", "wang_posttraining", "wang_depthwise")
+    large = (
+        "wang_table1_vgg16",
+        "wang_table1_resnet18",
+        "wang_table2",
+        "wang_posttraining",
+        "wang_depthwise",
+        "dong_fig8",
+        "dong_fig11",
+        "dong_fig13",
+        "flowers17",
+    )
     return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(large) else [], id=path.stem)
 
 
@@ -83,7 +108,8 @@ def by_size(path):
 def test_every_recipe_runs(path, tmp_path, request):
     overrides = overrides_of(path, request)
     cases = [case.name for case in read(path, overrides)]
-    if any(word.startswith("--data.batch_size") for word in overrides) and len(cases) > 2:  # large networks
+    large = any(word.startswith("--data.batch_size") for word in overrides) and len(cases) > 2
+    if large or path.stem.startswith("dong"):
         cases = [cases[0], cases[-1]]
         overrides += [f"--case={case}" for case in cases]
     assert cli.main(["run", str(path), "--out", str(tmp_path), *overrides]) == 0

@@ -31,20 +31,21 @@ def add_normal_(
     if variance.stride() != mean.stride():
         variance = torch.empty_like(mean, dtype=variance.dtype).copy_(variance)
     key = torch.empty(1, dtype=torch.int64).random_(-(2**63), None, generator=generator).view(torch.int32)
-    fused(_add_normal_, _add_normal_unfused_)(flat(mean), flat(variance), scale, floor, key, wants_slope)
+    line = torch.tensor([scale, floor])  # a tensor, as torch.compile may take numbers for constants
+    fused(_add_normal_, _add_normal_unfused_)(flat(mean), flat(variance), line, key, wants_slope)
     return variance
 
 
-def _add_normal_(mean: Tensor, variance: Tensor, scale: float, floor: float, key: Tensor, wants_slope: bool) -> None:
+def _add_normal_(mean: Tensor, variance: Tensor, line: Tensor, key: Tensor, wants_slope: bool) -> None:
+    scale, floor = line.unbind()
     normal, deviation = _normal(len(mean), key), torch.sqrt(variance.float() * scale + floor)
     mean.copy_(mean + normal * deviation)
     if wants_slope:
         variance.copy_(0.5 * normal / deviation)
 
 
-def _add_normal_unfused_(
-    mean: Tensor, variance: Tensor, scale: float, floor: float, key: Tensor, wants_slope: bool
-) -> None:
+def _add_normal_unfused_(mean: Tensor, variance: Tensor, line: Tensor, key: Tensor, wants_slope: bool) -> None:
+    scale, floor = line.unbind()
     normal = normal_like(mean, torch.Generator().manual_seed(int(key.view(torch.int64))))
     deviation = variance.float().mul_(scale).add_(floor).sqrt_()
     mean.addcmul_(normal, deviation)

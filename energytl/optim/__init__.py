@@ -1,9 +1,8 @@
-"""Training on chip, as torch optimizers: by stochastic pulses, Tiki-Taka, rewriting, resets; SGD with Adam for ρ."""
+"""Training on chip, as torch optimizers: by stochastic pulses, Tiki-Taka, rewriting, resets."""
 
 from energytl.optim.column_read import ColumnRead
 from energytl.optim.pulsed_sgd import Hybrid, PulsedSGD
 from energytl.optim.pulses import PulseTrain
-from energytl.optim.sgd_with_adam import SGDWithAdam
 from energytl.optim.tiki_taka_optimizers import AGAD, CTTv2, TTv1, TTv2
 from energytl.optim.transfer import MultilevelRefresh, ResetPair
 
@@ -16,7 +15,6 @@ __all__ = [
     "PulseTrain",
     "PulsedSGD",
     "ResetPair",
-    "SGDWithAdam",
     "TTv1",
     "TTv2",
 ]

@@ -173,7 +173,7 @@ def drawn(seed, count=200_000, unfused=False):
     generator = torch.Generator().manual_seed(seed)
     if unfused:
         key = torch.empty(1, dtype=torch.int64).random_(generator=generator).view(torch.int32)
-        fused_noise._add_normal_unfused_(mean, variance, 1.0, 0.0, key, False)
+        fused_noise._add_normal_unfused_(mean, variance, torch.tensor([1.0, 0.0]), key, False)
     else:
         fused_noise.add_normal_(mean, variance, 1.0, 0.0, generator, False)
     return mean.double()
