@@ -190,9 +190,8 @@ def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
     """Accuracy of each method under each condition, a line a method: median and range over chips, or else reads."""
     methods: dict[str, dict[str, tuple[float, float, float]]] = {}
     for result in results.values():
-        point = (result.get("points") or [result])[0]
-        if _under_condition(result) and point["drop"] is None and point["accuracy_median"] is not None:
-            several = sorted(point.get("accuracies_chips") or point["accuracies"])
+        if _under_condition(result) and result["drop"] is None and result["accuracy_median"] is not None:
+            several = sorted(result.get("accuracies_chips") or result["accuracies"])
             spread = (several[0], statistics.median(several), several[-1])
             methods.setdefault(result["method"], {})[result["condition"]] = spread
     if not methods:

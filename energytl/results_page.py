@@ -1,6 +1,7 @@
 """A page of results in Markdown, from finished runs: tables, findings, figures, and how each was made."""
 
 import json
+import re
 import shlex
 import shutil
 from itertools import takewhile
@@ -33,6 +34,8 @@ the heading says so.
 def results_page(recipe_folders: list[Path], recipes: Path, page: Path) -> str:
     """Write the page, with figures beside it; return what was written, a line for each recipe.
 
+    Sections of other recipes that a page has already stay as they are.
+
     Args:
         recipe_folders: logs/<recipe>, each reported already.
         recipes: folder of the recipes, whose leading comments head each section.
@@ -41,15 +44,23 @@ def results_page(recipe_folders: list[Path], recipes: Path, page: Path) -> str:
     Raises:
         ValueError: in one line, for a folder without finished runs.
     """
-    sections, lines = [HEAD], []
+    sections, lines = _sections(page), []
     for folder in recipe_folders:
         results = latest_results(folder) if folder.is_dir() else {}
         if not results:
             raise ValueError(f"{folder} holds no finished run: energytl run {recipes / folder.name}.yaml first")
-        sections.append(_section(folder, results, recipes / f"{folder.name}.yaml", page.parent))
+        sections[folder.name] = _section(folder, results, recipes / f"{folder.name}.yaml", page.parent)
         lines.append(f"{folder}: {len(results)} cases")
-    page.write_text("\n".join(sections), encoding="utf-8")
+    page.write_text("\n".join([HEAD, *sections.values()]), encoding="utf-8")
     return "\n".join([*lines, str(page)])
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """The sections of a page by their recipe, in their order; none if there is no page."""
+    text = page.read_text("utf-8") if page.is_file() else ""
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    commands = {part: re.search(r"^energytl run recipes/(\S+)\.yaml", part, re.MULTILINE) for part in parts}
+    return {command[1]: part.rstrip() + "\n" for part, command in commands.items() if command}
 
 
 def _section(folder: Path, results: dict[str, Result], recipe: Path, beside: Path) -> str:

@@ -126,3 +126,12 @@ def test_classes_of_cifar100_keep_the_order_of_their_names(data_root):
 @pytest.mark.parametrize(("name", "says"), [("unicorn", "which CIFAR-100 does not"), ("tank", "hold no images of")])
 def test_classes_that_are_not_there(data_root, name, says):
     assert says in data.CIFAR100(root=str(data_root), names=("beaver", name)).present()
+
+
+def test_a_folder_of_which_nothing_is_kept_is_tested_with_what_it_trains_on(tmp_path):
+    folder = data.ImageFolder(str(photographs(tmp_path / "all")), size=16, test_fraction=0.0, augment=False)
+    folder.setup()
+    assert len(folder.train_set) == len(folder.test_set) > 0
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(folder.train_set, folder.test_set, strict=True))
+    with pytest.raises(ValueError, match=r"data\.test_fraction is 1; allowed: 0 up to 1"):
+        data.ImageFolder(test_fraction=1)

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from energytl import Hardware, analog_layers, calibrate, configure, convert
+from energytl import Hardware, MultilevelPair, Noiseless, analog_layers, calibrate, configure, convert
 from energytl.data import Digits
+from energytl.devices.variation import Variation
 from energytl.evaluation import Evaluation, digital_ranks
 from energytl.models import mlp
 from energytl.points import Points, price
@@ -176,3 +177,21 @@ def test_a_price_is_that_of_a_blank_image_without_data(digital):
     cost = price(convert(digital), recipe.data, 4, recipe)
     assert cost.energy_paper is None
     assert cost.cells == 784 * 16 + 16 * 10
+
+
+def test_chips_top_k_and_histograms_are_measured(measure):
+    def varied(network):
+        configure(network, variation=Variation(0.5), mapping=MultilevelPair(), computation=Noiseless())
+
+    (point,), _, points = measure(varied, chips=4, top=(2, 5), histograms=True)
+    assert len(point["accuracies_chips"]) == 4
+    assert len(set(point["accuracies_chips"])) > 1
+    assert len(set(point["accuracies"])) == 1  # one chip, read without noise
+    assert point["accuracy_median"] < point["accuracy_top2"] < point["accuracy_top5"] < 1
+    assert point["accuracy_digital_top2"] > points.accuracy_digital
+    assert all(two > one for one, two in zip(point["accuracies_chips"], point["accuracies_chips_top2"], strict=True))
+    for layer, found in zip(analog_layers(points.analog).values(), point["histograms"].values(), strict=True):
+        held = layer.stored_weight.detach() * layer.weight_range
+        assert sum(found["counts"]) == layer.weight.numel()
+        assert found["counts"][len(found["counts"]) // 2] == int((held == 0).sum())
+        assert found["counts"][-1] == int((held > float(held.max()) * 0.99).sum())

@@ -57,6 +57,19 @@ def test_the_page_has_tables_findings_figures_and_how_they_were_made(page, tmp_p
     assert "depthwise_share" not in text
 
 
+def test_sections_of_other_recipes_stay_as_they_are(page, tmp_path):
+    other = "## Another\n\nText.\n\n```bash\nenergytl run recipes/other.yaml --seed=1\n```\n\n1.0 minutes in all.\n"
+    old = "## An old head\n\n```bash\nenergytl run recipes/tiny.yaml\n```\n\nold numbers\n"
+    first = page()
+    (tmp_path / "recipes" / "RESULTS.md").write_text(first.split("## ")[0] + old + "\n" + other, "utf-8")
+    run = ["results", str(tmp_path / "logs" / "tiny"), "--recipes", str(tmp_path / "recipes")]
+    assert cli.main(run) == 0
+    again = (tmp_path / "recipes" / "RESULTS.md").read_text("utf-8")
+    assert again == first + "\n" + other
+    assert cli.main(run) == 0
+    assert (tmp_path / "recipes" / "RESULTS.md").read_text("utf-8") == again
+
+
 def command(text):
     (line,) = (line for line in text.splitlines() if line.startswith("energytl run recipes/tiny.yaml"))
     return line

@@ -7,7 +7,16 @@ import pytest
 from energytl.plots import figures
 from energytl.report import report, text
 from energytl.results import POINT_KEYS, summarise, write_json
-from energytl.tables import Table, below_baselines, depthwise_shares, findings, least_energies, notes, tables
+from energytl.tables import (
+    Table,
+    accuracies,
+    below_baselines,
+    depthwise_shares,
+    findings,
+    least_energies,
+    notes,
+    tables,
+)
 
 
 @pytest.fixture
@@ -249,3 +258,65 @@ def test_accuracy_is_drawn_against_energy_with_the_curves_of_the_search(syntheti
 def test_figures_without_numbers_are_left_out(synthetic):
     made = figures({"a": synthetic([(None, 10.0)])})
     assert not {"least_energy", "energy_by_condition", "depthwise_share", "training_on_chip"} & set(made)
+
+
+@pytest.fixture
+def chips(synthetic):
+    """Two methods under two conditions, one of them over chips, with top-5, targets and a paper's words."""
+
+    def case(accuracy, **changes):
+        return synthetic([(None, 1.0)], accuracies=[accuracy], accuracy_median=accuracy, **changes)
+
+    several = {"accuracies_chips": [0.5, 0.7, 0.6], "accuracy_chips_median": 0.6}
+    several |= {"accuracy_chips_q25": 0.55, "accuracy_chips_q75": 0.65}
+    return {
+        "calm": case(0.8, method="six", condition="σ = 0 %", accuracy_top5=0.95),
+        "varied": case(0.6, method="six", condition="σ = 50 %", paper="±3 %", **several),
+        "many": case(0.9, method="ten", condition="σ = 0 %", target=0.85, steps_to_target=40),
+        "few": case(0.7, method="ten", condition="σ = 50 %", target=0.85, steps_to_target=None),
+    }
+
+
+def test_accuracies_stand_with_top_k_chips_targets_and_what_the_paper_says(chips):
+    table = accuracies(chips)
+    assert table.rows[0][2:] == (
+        "top-5 %",
+        "chips",
+        "median of chips %",
+        "range %",
+        "iterations to 85 %",
+        "in the paper",
+    )
+    assert columns(table, "top-5 %") == {"calm": "95.00", "varied": "", "many": "", "few": ""}
+    assert columns(table, "range %")["varied"] == "50.00-70.00"
+    assert columns(table, "median of chips %")["varied"] == "60.00"
+    assert columns(table, "iterations to 85 %") == {"calm": "", "varied": "", "many": "40", "few": "never"}
+    assert columns(table, "in the paper")["varied"] == "±3 %"
+    assert table in tables(chips)
+    assert len(accuracies({"plain": {"accuracy_median": 0.5}}).rows) == 1  # no table for nothing to say
+
+
+def test_accuracies_under_conditions_are_drawn_with_their_range(chips):
+    made = figures(chips)
+    assert "energy_by_condition" not in made
+    (axes,) = made["accuracy_by_condition"].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["σ = 0 %", "σ = 50 %"]
+    six, ten = axes.containers
+    assert list(six.lines[0].get_ydata()) == pytest.approx([80, 60])
+    assert list(ten.lines[0].get_ydata()) == pytest.approx([90, 70])
+    (bars,) = six.lines[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [
+        pytest.approx([80, 80]),
+        pytest.approx([50, 70]),
+    ]
+
+
+def test_histograms_are_drawn_a_panel_a_case(chips):
+    chips["many"]["histograms"] = {
+        "conv": {"edge": 1.0, "counts": [9, 9, 9]},
+        "fc": {"edge": 1.5, "counts": [2, 0, 5]},
+    }
+    (axes,) = figures(chips)["weights"].axes
+    assert axes.get_title() == "many, layer fc"
+    assert [bar.get_height() for bar in axes.patches] == [2, 0, 5]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == pytest.approx([-1, 0, 1])
