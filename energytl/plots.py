@@ -1,7 +1,7 @@
 """Figures from results: plain numbers in, matplotlib figures out."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib
@@ -26,6 +26,8 @@ TRAINING_COMPONENTS = {
     "training_energy_backward_j": "backward reads",
     "training_energy_column_reads_j": "column reads",
 }
+
+PROGRESS = {"step": "iteration", "epoch": "epoch"}
 
 CURVES = {
     "val/accuracy": "accuracy on test images",
@@ -113,7 +115,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         axes.grid(alpha=0.3)
     if digital:
         row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(shown) + 1))
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns(shown))
     return figure
 
 
@@ -292,8 +294,7 @@ def training(results: dict[str, Result]) -> Figure | None:
     }
     if not curves:
         return None
-    counted = all("step" in row for result in results.values() for row in result["history"])
-    unit = "step" if counted else "epoch"
+    unit = _progress(results)
     figure, row = panels(len(curves), columns=2, height=3.2)
     colours = _colours(results)
     for axes, (key, label) in zip(row, curves.items(), strict=False):
@@ -301,7 +302,7 @@ def training(results: dict[str, Result]) -> Figure | None:
             points = [(point[unit], point[key]) for point in result["history"] if key in point]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=case, color=colours[case])
-        axes.set(xlabel={"step": "iteration"}.get(unit, unit), ylabel=label)
+        axes.set(xlabel=PROGRESS[unit], ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -321,13 +322,13 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
         for key, label in TRAINING_COMPONENTS.items()
         if all(result[key] is not None for result in on_chip.values())
     }
-    colours = _colours(results)
+    colours, unit = _colours(results), _progress(results)
     for case, result in results.items():
-        points = [(row["epoch"], 100 * row["val/accuracy"]) for row in result["history"] if "val/accuracy" in row]
+        points = [(row[unit], 100 * row["val/accuracy"]) for row in result["history"] if "val/accuracy" in row]
         if points:
             dashed = "-" if case in on_chip else "--"
             left.plot(*zip(*points, strict=True), marker=".", linestyle=dashed, label=case, color=colours[case])
-    left.set(xlabel="epoch", ylabel="accuracy on test images (%)")
+    left.set(xlabel=PROGRESS[unit], ylabel="accuracy on test images (%)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
@@ -338,7 +339,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     right.yaxis.set_major_formatter(EngFormatter("J"))
     right.set_ylabel("energy of the whole training")
-    right.tick_params("x", rotation=30)
+    right.set_xticks(range(len(on_chip)), list(on_chip), rotation=30, ha="right")
     right.legend(fontsize="small")
     return figure
 
@@ -369,6 +370,16 @@ def pulse_response(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
+
+
+def _columns(names: Iterable[str]) -> int:
+    """How many columns of a legend below two panels have room for these names."""
+    return max(1, min(6, 100 // (6 + max(map(len, names)))))
+
+
+def _progress(results: dict[str, Result]) -> str:
+    """What a training's curves are drawn against: iterations, if all of them were counted."""
+    return "step" if all("step" in row for result in results.values() for row in result["history"]) else "epoch"
 
 
 def _colours(results: dict[str, Result]) -> dict[str, str]:

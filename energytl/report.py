@@ -23,7 +23,7 @@ CAPTIONS = {
     "paper_energy_by_layer": "Energy of the cells alone, in the paper's units, by layer.",
     "rho_by_layer": "Energy coefficient ρ of each layer after training and scaling.",
     "training": "Training of the analog network.",
-    "training_on_chip": "Training on the chip: accuracy by epoch (dashed: digital training), and its energy.",
+    "training_on_chip": "Training on the chip: accuracy (dashed: digital training), and its energy.",
 }
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}

@@ -163,14 +163,8 @@ def notes(results: dict[str, Result]) -> list[str]:
         for case, result in results.items()
         if result["reached"] is False
     ]
-    chips = [
-        f"{case}: {100 * result['accuracy_chips_median']:.2f} % "
-        f"({100 * result['accuracy_chips_q25']:.2f}-{100 * result['accuracy_chips_q75']:.2f})"
-        for case, result in results.items()
-        if result.get("accuracies_chips")
-    ]
-    if chips:
-        lines.append("with every cell's state held for the life of a chip: " + "; ".join(chips))
+    if any(result.get("accuracies_chips") for result in results.values()):
+        lines.append("chips: of each, every cell keeps one state for its life, and deviates in its own way if cells vary")
     lines += _exact_notes(results)
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))
@@ -411,7 +405,8 @@ def _conditions(results: dict[str, Result]) -> list[str]:
     """How the ratio between two methods changes with the condition."""
     by_method: dict[str, dict[str, Result]] = {}
     for result in results.values():
-        points = [point for point in result.get("points") or [] if point["energy_paper"] is not None]
+        at_drops = [point for point in result.get("points") or [] if point["drop"] is not None]
+        points = [point for point in at_drops if point["energy_paper"] is not None]
         if result.get("method") and result.get("condition") and points:
             by_method.setdefault(result["method"], {})[result["condition"]] = points[0]
     if len(by_method) < 2:

@@ -182,7 +182,8 @@ def test_notes_say_what_was_not_reached_and_how_exact_reads_compare(synthetic):
     result["points"][1]["exact"] = {"images": 100, "accuracy": 0.9, "difference": -0.03, "standard_error": 0.01}
     lost, chips, exact, missing = notes({"a": result})
     assert lost.startswith("a: not reached: ")
-    assert chips.endswith("a: 80.00 % (70.00-90.00)")
+    assert chips.startswith("chips: of each, every cell keeps one state for its life")
+    assert columns(accuracies({"a": result}), "median of chips %") == {"a": "80.00"}
     assert "(100 images a point): 1 of 2 points within" in exact
     assert exact.endswith("farthest: a, -3.00 ± 1.96 %")
     assert missing == "not modelled: wires"
