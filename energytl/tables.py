@@ -164,7 +164,7 @@ def notes(results: dict[str, Result]) -> list[str]:
         if result["reached"] is False
     ]
     if any(result.get("accuracies_chips") for result in results.values()):
-        lines.append("chips: of each, every cell keeps one state for its life, and deviates in its own way if cells vary")
+        lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
     lines += _exact_notes(results)
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))

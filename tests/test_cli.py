@@ -215,24 +215,24 @@ def test_weights_of_another_network_are_named(recipe, tmp_path, capsys):
 
 
 def test_layers_that_would_stay_digital_are_refused(recipe, tmp_path, capsys, monkeypatch):
-    (tmp_path / "my_attention.py").write_text(
+    (tmp_path / "my_mixer.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
         "        self.embed, self.head = nn.Linear(28, 32), nn.Linear(32, 10)\n"
-        "        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)\n"
+        "        self.mix = nn.Conv1d(28, 28, 3, padding=1)\n"
         "    def forward(self, x):\n"
         "        x = self.embed(x.squeeze(1))\n"
-        "        return self.head(self.attention(x, x, x)[0].mean(1))\n",
+        "        return self.head(self.mix(x).mean(1))\n",
         "utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = ["check", str(recipe), "--case", "traditional", "--network", "my_attention.Net"]
+    arguments = ["check", str(recipe), "--case", "traditional", "--network", "my_mixer.Net"]
     assert cli.main(arguments) == 2
-    assert "attention.in_proj_weight" in one_line(capsys)
+    assert "mix.weight" in one_line(capsys)
     assert cli.main([*arguments, "--strict", "false"]) == 0
-    assert "left digital: attention.in_proj_weight, attention.out_proj.weight" in capsys.readouterr().out
+    assert "left digital: mix.weight" in capsys.readouterr().out
 
 
 def test_weights_used_without_calling_their_layer_are_refused(recipe, tmp_path, capsys, monkeypatch):

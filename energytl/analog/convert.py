@@ -7,17 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from energytl.analog.attention import (
+    FUNCTIONAL,
+    AnalogProjection,
+    CallingAttention,
+    Projection,
+    call_projections,
+    use_weights,
+)
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import inference
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.noise import NoiseStream
 
-ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {nn.Linear: AnalogLinear, nn.Conv2d: AnalogConv2d}
-
-FUNCTIONAL = (nn.MultiheadAttention, ShiftedWindowAttention)
-"""Modules that use the weights of their children without calling them: a swapped child would change nothing."""
+ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {
+    Projection: AnalogProjection,
+    nn.Linear: AnalogLinear,
+    nn.Conv2d: AnalogConv2d,
+}
+"""The first that fits."""
 
 PRODUCTS = (nn.Linear, nn.Bilinear, nn.RNNBase, _ConvNd)
 """torch's modules whose parameters of two dimensions or more are all weights."""
@@ -30,6 +39,9 @@ def convert(
     network: nn.Module, hardware: Hardware | None = None, *, strict: bool = False, seed: int | None = None
 ) -> nn.Module:
     """An analog copy of the network: every Linear and Conv2d reads memory cells.
+
+    So do the projections of nn.MultiheadAttention and of torchvision's Swin, which use their weights without calling
+    them: in the copy they are called. Softmax, norms and products of activations with each other stay digital.
 
     The copy has its own modules, but shares Parameters and buffers with the network, and its state-dict keys are
     the same; the network itself goes on computing digitally. To use both on another device or in another type, move
@@ -52,6 +64,8 @@ def convert(
     analog = _copy(network)
     hardware = hardware or Hardware()
     noise = NoiseStream(seed)
+    for module in list(analog.modules()):
+        call_projections(module)
     swapped: dict[nn.Module, nn.Module] = {}
     for module in _called(analog):
         kind = _analog_kind(module)
@@ -79,7 +93,10 @@ def to_digital(analog: nn.Module) -> nn.Module:
     swapped: dict[nn.Module, nn.Module] = {
         module: module.digital() for module in network.modules() if isinstance(module, AnalogLayer)
     }
-    return _replace(network, swapped)
+    network = _replace(network, swapped)
+    for module in network.modules():
+        use_weights(module)
+    return network
 
 
 def left_digital(analog: nn.Module) -> list[str]:
@@ -98,7 +115,7 @@ def left_digital(analog: nn.Module) -> list[str]:
         for module_name, module in analog.named_modules()
         if not isinstance(module, AnalogLayer)
         for name, parameter in module.named_parameters(recurse=False)
-        if _is_matrix(module, name, parameter)
+        if _is_matrix(module, name, parameter) and not _is_shared(module, parameter)
     ]
 
 
@@ -107,6 +124,12 @@ def _is_matrix(module: nn.Module, name: str, parameter: Tensor) -> bool:
     if isinstance(module, PRODUCTS):
         return parameter.dim() > 1
     return sum(size > 1 for size in parameter.shape) > 1 and name not in ADDED
+
+
+def _is_shared(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter of attention is a weight of its own analog projections."""
+    layers = module.children() if isinstance(module, CallingAttention) else ()
+    return any(layer.weight is parameter for layer in layers if isinstance(layer, AnalogLayer))
 
 
 def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
@@ -173,7 +196,7 @@ def _copy(network: nn.Module) -> nn.Module:
 def _called(module: nn.Module) -> Iterator[nn.Module]:
     """The module and its descendants, but for children whose weights are used without calling them."""
     yield module
-    if not isinstance(module, FUNCTIONAL):
+    if not isinstance(module, FUNCTIONAL) or isinstance(module, CallingAttention):
         for child in module.children():
             yield from _called(child)
 

@@ -83,9 +83,10 @@ class _Outputs(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, wanted: Tensor, errors: list[Tensor]) -> Tensor:  # noqa: ANN401
-        """Pass y on."""
+        """Pass y on; no view of it, for a ReLU that works in place could not follow one."""
         ctx.errors = errors
-        return y.view_as(y)
+        ctx.mark_dirty(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class LayerCost:
     Attributes:
         name: the layer's name in the network.
         groups, rows, outputs: the layer's matrix: inputs and outputs of each group.
-        positions: output positions, the reads α of Wang 2021, eq. 13.
+        positions: output positions, the reads α of Wang 2021, eq. 13; of attention's projections the tokens.
         cells: memory cells.
         reads: reads of every cell: positions × reads of the scheme.
         latency_s: time, reads one after the other.
@@ -187,7 +187,13 @@ def _layer_cost(
 ) -> LayerCost:
     hardware = layer.hardware
     groups, rows, outputs = layer.matrix_shape
-    positions = sum(layer.count_positions(x) * len(x) for x in map(layer.prepared, inputs)) // images
+    prepared = [layer.prepared(x) for x in inputs]
+    shares = [images if len(x) % images == 0 else 1 for x in prepared]  # what is no batch is read for each image
+    positions = sum(layer.count_positions(x) * len(x) // share for x, share in zip(prepared, shares, strict=True))
+
+    def per_image(energy: Callable[[AnalogLayer, Tensor], Tensor]) -> float:
+        return sum(float(energy(layer, x)) / share for x, share in zip(inputs, shares, strict=True))
+
     reads = positions * hardware.read.reads(hardware.inputs)
     read_s = hardware.cell.read_s
     if periphery:
@@ -202,8 +208,8 @@ def _layer_cost(
         reads=reads,
         latency_s=reads * read_s,
         rho=float(layer.rho.detach()),
-        energy_paper=None if blank else sum(float(paper_energy(layer, x)) for x in inputs) / images,
-        energy_cell_j=None if blank else sum(float(cell_energy(layer, x)) for x in inputs) / images,
+        energy_paper=None if blank else per_image(paper_energy),
+        energy_cell_j=None if blank else per_image(cell_energy),
         energy_converter_j=converter_energy(layer, reads, periphery) if periphery else None,
         energy_row_driver_j=row_driver_energy(layer, reads, periphery) if periphery else None,
         energy_shift_add_j=shift_add_energy(layer, reads, periphery) if periphery else None,

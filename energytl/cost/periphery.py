@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 NOT_MODELLED = (
     "input buffers, bus and network on chip",
-    "digital layers: normalisation, activation, pooling, softmax",
+    "digital layers: normalisation, activation, pooling, softmax, products of activations in attention",
     "wire resistance, leakage, clock",
     "rounding by the converters (costs only; accuracy is that of ideal converters)",
 )
