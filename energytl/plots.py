@@ -80,7 +80,8 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         key: label for key, label in energies.items() if all(result[key] is not None for result in shown.values())
     }
     digital = {100 * r["accuracy_digital"] for r in shown.values() if r["accuracy_digital"] is not None}
-    figure, row = panels(len(energies), height=4.2)
+    columns = _columns(shown)
+    figure, row = panels(len(energies), height=4.0 + 0.25 * -(-len(shown) // columns))
     colours = _colours(results)
     for axes, (key, label) in zip(row, energies.items(), strict=True):
         lowest = []
@@ -115,7 +116,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
         axes.grid(alpha=0.3)
     if digital:
         row[0].plot([], [], color="black", linewidth=0.8, linestyle="--", label="digital")
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns(shown))
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -207,9 +208,12 @@ def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
         above = [hi - m for m, hi in zip(middle, high, strict=True)]
         axes.errorbar(places, middle, [below, above], color=f"C{number}", marker="o", capsize=4, label=method)
     axes.set_ylabel("accuracy (%)")
-    axes.set_xticks(range(len(conditions)), conditions, rotation=30 if len(conditions) > 4 else 0)
+    axes.set_xticks(range(len(conditions)), conditions)
+    if len(conditions) > 4:
+        figure.set_figwidth(11.2)
+        axes.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=_columns(methods), fontsize="small")
     return figure
 
 
