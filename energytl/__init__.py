@@ -17,6 +17,7 @@ from energytl.analog.mapping import (
     MultilevelCell,
     MultilevelPair,
     OneCell,
+    ResetCells,
     WeightFormat,
 )
 from energytl.analog.programming import program_
@@ -62,6 +63,7 @@ __all__ = [
     "OneCell",
     "Periphery",
     "RepeatedRead",
+    "ResetCells",
     "SingleRead",
     "WaldenConverter",
     "Wan2022",

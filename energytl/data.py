@@ -41,6 +41,13 @@ class ImageData(LightningDataModule, ABC):
         self.train_set: Dataset[tuple[Tensor, int]] | None = None
         self.test_set: Dataset[tuple[Tensor, int]] | None = None
 
+    not_modelled: tuple[str, ...] = ()
+    """What making the inputs costs and no number contains."""
+
+    def identity(self) -> str | None:
+        """What the data is, where its settings do not say it, as they name files; None: the settings."""
+        return None
+
     @abstractmethod
     def load(self) -> tuple[Dataset[tuple[Tensor, int]], Dataset[tuple[Tensor, int]]]:
         """The training and the test set; raises FileNotFoundError in one line if they are not there."""

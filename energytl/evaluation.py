@@ -10,6 +10,7 @@ from tqdm import tqdm
 from energytl.analog.convert import analog_layers, configure
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
+from energytl.devices.variation import Variation
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -83,11 +84,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Draw:
-    """One run over the test images: how reads are computed, the seed of their noise, the chip; None: the network's."""
+    """One run over the test images.
+
+    Attributes:
+        computation: how reads are computed.
+        seed: of their noise.
+        chip: whose cells are read; None: those of the network's own chip.
+        nominal: cells hold what was written, whatever the chip.
+    """
 
     computation: Computation
     seed: int
     chip: int | None = None
+    nominal: bool = False
 
 
 def rank(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
         label: of the progress bar; empty for none.
     """
     layers = list(analog_layers(network).values())
-    before = {"computation": layers[0].hardware.computation, "chip": layers[0].hardware.chip}
+    before = {name: getattr(layers[0].hardware, name) for name in ("computation", "chip", "variation")}
     rows = []
     try:
         with inference(network):
@@ -125,8 +134,9 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 outcomes = []
                 for draw in draws:
-                    chip = before["chip"] if draw.chip is None else draw.chip
-                    configure(network, computation=draw.computation, chip=chip)
+                    changes = before | {"computation": draw.computation}
+                    changes |= {} if draw.chip is None else {"chip": draw.chip}
+                    configure(network, **changes | ({"variation": Variation()} if draw.nominal else {}))
                     layers[0].noise.reseed(draw.seed, number)
                     outcomes.append(rank(network(x), labels))
                 rows.append(torch.stack(outcomes))
@@ -191,8 +201,8 @@ def chip_draws(network: nn.Module, chips: int, seed: int) -> list[Draw]:
 
 
 def noiseless_draw() -> Draw:
-    """Quantised inputs and weights, no fluctuation."""
-    return Draw(Noiseless(), 0)
+    """Quantised inputs and weights, no fluctuation, no variation."""
+    return Draw(Noiseless(), 0, nominal=True)
 
 
 def exact_draw(seed: int) -> Draw:

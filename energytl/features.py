@@ -4,6 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ class Features(ImageData):
         sets = [TensorDataset(*tensors) for tensors in load_tensors(file, "features")]
         return sets[0], sets[-1]
 
+    not_modelled = ("the frozen network that makes the features",)
+
+    def identity(self) -> str | None:
+        """The features themselves, whatever their files are called; and how they come in batches."""
+        return f"{self._digest()}, {self.batch_size} a batch, order {self.seed}"
+
     def _compute(self) -> list[tuple[Tensor, Tensor]]:
         """Features and labels of the training and of the test images, or of the only images there are."""
         images = self.images
@@ -106,7 +113,8 @@ class Features(ImageData):
             torch.default_generator.manual_seed(fold(self.seed, 1))
             try:
                 if self.hardware is not None:
-                    network = convert(network, self.hardware, seed=fold(self.seed, 2))
+                    chip = fold(self.hardware.chip, 1)  # not the cells of the network that learns from the features
+                    network = convert(network, replace(self.hardware, chip=chip), seed=fold(self.seed, 2))
                     batches = islice(images.train_dataloader(), self.calibration_batches)
                     calibrate(network, (x.to(device) for x, _ in batches))
                 found = [self._features(network, device, data) for data in sets]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -198,7 +198,8 @@ class Points:
         seed, evaluation = self.recipe.seed, self.evaluation
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.digital, reads == 0)
-        noisy = not isinstance(self.recipe.hardware.computation, Noiseless)
+        hardware = self.recipe.hardware
+        noisy = not isinstance(hardware.computation, Noiseless) or any(hardware.variation.levels)
         others = [noiseless_draw()] * noisy + chip_draws(self.analog, evaluation.chips, fold(seed, 3))
         apart = ranks(self.analog, self.test, others, f"{self.label}: without noise, chips") if others else reads[:0]
         apart = apart if noisy else torch.cat([reads[:1], apart])
@@ -228,6 +229,8 @@ class Points:
         if evaluation.exact_images:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
+        if any(hardware.variation.levels):
+            result["varies"] = True
         if trained.activities:
             cost = cost.with_training(trained.activities, self.recipe.periphery)
         return result | cost_numbers(cost)
@@ -269,9 +272,11 @@ def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> C
     device = next(analog.parameters()).device
     if data.test_set is None:
         blank = torch.zeros(1, *data.shape, device=device)
-        return estimate(analog, blank, recipe.periphery, blank=True)
-    spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
-    return mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
+        cost = estimate(analog, blank, recipe.periphery, blank=True)
+    else:
+        spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
+        cost = mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
+    return replace(cost, not_modelled=cost.not_modelled + data.not_modelled)
 
 
 def cost_numbers(cost: Cost) -> Result:

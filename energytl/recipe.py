@@ -118,7 +118,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an uncalibrated network."""
+        """Refuse an uncalibrated network, and a target of no training."""
+        if self.evaluation is not None and self.evaluation.target is not None and self.train is None:
+            raise ValueError("evaluation.target is an accuracy to reach in training, but train is null: leave it out")
         if self.calibration_batches < 1:
             raise ValueError(f"calibration_batches is {self.calibration_batches}; allowed: 1 or more")
 

@@ -165,6 +165,10 @@ def notes(results: dict[str, Result]) -> list[str]:
     ]
     if any(result.get("accuracies_chips") for result in results.values()):
         lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
+    if any(result.get("varies") for result in results.values()):
+        lines.append(
+            "where cells vary, accuracy, quartiles and drops are those of one chip; quantised: cells as written"
+        )
     lines += _exact_notes(results)
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))

@@ -27,7 +27,7 @@ from energytl.optim.on_chip import OnChipOptimizer
 from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
-UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "mapping", "read", "computation", "rho")
+UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
 """Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
 
 UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
@@ -260,6 +260,7 @@ def _digital_settings(settings: dict[str, Any], recipe: Recipe) -> dict[str, Any
     if isinstance(trainer["devices"], list):
         trainer["devices"] = len(trainer["devices"])
     relevant["trainer"] = trainer
+    relevant["data"] = recipe.data.identity() or relevant["data"]
     if recipe.weights is not None:
         relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
     return relevant
@@ -272,6 +273,8 @@ def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: l
     if isinstance(recipe.training_computation, Noiseless) and not any(energy_weights):
         for name in UNSEEN_WITHOUT_NOISE:
             del relevant["hardware"][name]
+        if not recipe.hardware.mapping.cell_values and not any(recipe.hardware.variation.levels):
+            del relevant["hardware"]["mapping"]  # it neither rounds weights nor shows which cells vary
     relevant["objective"] = {**settings["objective"], "energy_weight": energy_weights}
     relevant["energytl"] = __version__
     return _digital_settings(settings, recipe) | relevant

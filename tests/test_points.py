@@ -46,11 +46,11 @@ def trained(network, energy_weight=0.0):
 def measure(data, digital):
     """measure(evaluation, change): points and curves of the network, and of `change`d copies of it."""
 
-    def measured(*changes, rho=2.0, **evaluation):
+    def measured(*changes, rho=2.0, hardware=None, **evaluation):
         recipe = Recipe(
             network=digital,
             data=data,
-            hardware=Hardware(rho=rho),
+            hardware=hardware or Hardware(rho=rho),
             evaluation=Evaluation(
                 **{"reads": 3, "images": IMAGES, "search_images": 250, "cost_batches": 2} | evaluation
             ),
@@ -180,13 +180,13 @@ def test_a_price_is_that_of_a_blank_image_without_data(digital):
 
 
 def test_chips_top_k_and_histograms_are_measured(measure):
-    def varied(network):
-        configure(network, variation=Variation(0.5), mapping=MultilevelPair(), computation=Noiseless())
-
-    (point,), _, points = measure(varied, chips=4, top=(2, 5), histograms=True)
+    hardware = Hardware(variation=Variation(0.5), mapping=MultilevelPair(), computation=Noiseless())
+    (point,), _, points = measure(hardware=hardware, chips=4, top=(2, 5), histograms=True)
+    assert point["varies"]
     assert len(point["accuracies_chips"]) == 4
     assert len(set(point["accuracies_chips"])) > 1
     assert len(set(point["accuracies"])) == 1  # one chip, read without noise
+    assert point["accuracy_quantised"] > max(point["accuracies_chips"])  # cells as they were written
     assert point["accuracy_median"] < point["accuracy_top2"] < point["accuracy_top5"] < 1
     assert point["accuracy_digital_top2"] > points.accuracy_digital
     assert all(two > one for one, two in zip(point["accuracies_chips"], point["accuracies_chips_top2"], strict=True))

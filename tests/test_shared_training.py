@@ -155,6 +155,8 @@ def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(ru
         {"objective": {"energy_weight": 0.5}},
         {"hardware": {"rho": 5.0, "weights": {"bits": 6}}},
         {"hardware": {"rho": 5.0, "inputs": {"bits": 4}}},
+        {"hardware": {"rho": 5.0, "mapping": {"class_path": "MultilevelPair", "init_args": {"levels": [1, 3, 8]}}}},
+        {"hardware": {"rho": 5.0, "mapping": {"class_path": "MultilevelPair", "init_args": {"levels": [1]}}}},
         {"train": {"epochs": 2}},
         {"calibration_batches": 1},
     ],

@@ -140,7 +140,8 @@ def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
 def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
 
-    A change of weights or inputs (their bits) also sets the weight ranges anew; calibrate again for the inputs'.
+    A change of weights or mapping also sets the weight ranges anew, by the weights; calibrate again for those that the
+    outputs choose, and for the inputs'.
 
     >>> from energytl.analog.read import Noiseless
     >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())

@@ -49,6 +49,10 @@ class Hardware:
                 f"hardware.variation.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
                 "give one number, or as many as the mapping's cells have levels"
             )
+        if self.mapping.cell_values and self.weights.states is not None:
+            raise ValueError(f"{self.mapping} has levels of its own: leave out weights.states")
+        if not self.rounds and self.weights.range_by != "weights":
+            raise ValueError("weights.range_by wants rounded weights: set weights.bits or weights.states")
         if self.weights.columns and not self.rounds:
             raise ValueError("weights.columns wants rounded weights: set weights.bits or weights.states")
 

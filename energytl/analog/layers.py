@@ -282,7 +282,7 @@ class AnalogLayer(nn.Module, ABC):
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
         complete = {**state_dict, prefix + "log_rho": rho}
         super()._load_from_state_dict(complete, prefix, local_metadata, *args)
-        if "log_rho" not in local_metadata:
+        if "log_rho" not in local_metadata or (self.column_ranges is not None) != self.hardware.weights.columns:
             self.fit_weight_range()
 
 

@@ -68,6 +68,9 @@ class WeightFormat:
         if self.range is not None and (self.range_rms is not None or self.columns):
             raise ValueError("weights.range is the same for all weights: leave out range_rms and columns")
 
+        if self.range_by != "weights" and (self.range is not None or self.range_rms is not None):
+            raise ValueError("weights.range_by has no effect beside range or range_rms: leave one of them out")
+
     @property
     def rounds(self) -> bool:
         """Whether weights are rounded."""
@@ -179,6 +182,27 @@ class DifferentialPair(OneCell):
 
     def idle_cells(self, weights: WeightFormat) -> int:  # noqa: D102
         return 1
+
+
+@dataclass(frozen=True)
+class ResetCells(OneCell):
+    """W = G⁺ − G⁻ of two cells that only small resets lower from their highest conductance (Dong 2018, §IV B).
+
+    Of a weight above 0 the negative cell has been reset, of one below 0 the positive one; at 0 both conduct fully. (A
+    pair that moved up and down has both cells lower, at most by the resets since they were set: not modelled.)
+
+    >>> ResetCells().stored(torch.tensor([0.25, -1.0]), WeightFormat()).tolist()
+    [[1.0, 0.0], [0.75, 1.0]]
+    """
+
+    def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102
+        return 2
+
+    def significances(self, weights: WeightFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0, -1.0)
+
+    def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:  # noqa: D102
+        return torch.stack([1 + u * (u < 0), 1 - u * (u >= 0)])
 
 
 @dataclass(frozen=True)

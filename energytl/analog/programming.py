@@ -45,6 +45,10 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
                 f"layer {name or 'network'} rounds its weights in every read, which would hide errors of the write: "
                 "set weights: {bits: null}, and a mapping without levels of its own"
             )
+        if any(layer.hardware.variation.levels):
+            raise ValueError(
+                f"layer {name or 'network'} has hardware.variation, an error of writing, too: set relative: 0"
+            )
     stream = NoiseStream(seed)
     written = set()
     for layer in layers.values():

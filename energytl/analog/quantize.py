@@ -164,7 +164,7 @@ def best_ranges(
         inputs: (G, K, S) or None. With them the error is that of the products with these inputs, mean square.
         largest: max|x| of each row, (G, O, 1) or (1, 1, 1), if the rows are only part of what is to be rounded.
     """
-    matrices = matrices.detach().float()
+    matrices, inputs = matrices.detach().float(), None if inputs is None else inputs.float()
     if largest is None:
         largest = matrices.abs().amax((0, 1, 2) if shared else 2, keepdim=True)
     best, least = torch.ones_like(largest), torch.full_like(largest, math.inf)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from energytl.analog.layers import AnalogLayer, layers_of
-from energytl.analog.mapping import SMALLEST_RANGE
 from energytl.cost.training import Activity
 
 
@@ -92,16 +91,16 @@ class OnChipOptimizer(torch.optim.Optimizer, ABC):
         """The algorithm and its settings, on one line."""
 
 
-def refuse_all_zero(layer: AnalogLayer) -> None:
-    """Refuse a layer whose weights are all 0.
+def refuse_variation(layer: AnalogLayer) -> None:
+    """Refuse a layer whose cells miss what is written to them: on chip, cells are left where pulses put them.
 
     Raises:
         ValueError: in one line.
     """
-    if layer.weight_range <= SMALLEST_RANGE:
+    if any(layer.hardware.variation.levels):
         raise ValueError(
-            f"the weights of layer {layer.index} (weight {tuple(layer.weight.shape)}) are all 0, so its cells have no "
-            "range: start from random ones, or set the layer's weight_range"
+            f"layer {layer.index} has hardware.variation, an error of writing once, but training on chip leaves cells "
+            "where its pulses put them: set hardware.variation.relative: 0"
         )
 
 

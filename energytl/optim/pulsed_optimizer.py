@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from energytl.analog.layers import AnalogLayer, layers_of
+from energytl.analog.mapping import SMALLEST_RANGE
 from energytl.analog.noise import fold
 from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
-from energytl.optim.on_chip import OnChipOptimizer, refuse_all_zero
+from energytl.optim.on_chip import OnChipOptimizer, refuse_variation
 from energytl.optim.pulses import Lines, PulseTrain
 
 State = dict[str, Any]
@@ -83,7 +84,12 @@ class PulsedOptimizer(OnChipOptimizer):
                     f"the weights of {name} are rounded, but pulses leave them anywhere: convert with weights: "
                     "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
                 )
-            refuse_all_zero(layer)
+            refuse_variation(layer)
+            if layer.weight_range <= SMALLEST_RANGE:
+                raise ValueError(
+                    f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
+                    "layer's weight_range"
+                )
             self.samples[parameter] = collect(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from energytl.analog.layers import AnalogLayer, layers_of
+from energytl.analog.mapping import ResetCells
 from energytl.cost.training import Activity
-from energytl.optim.on_chip import OnChipOptimizer, refuse_all_zero
+from energytl.optim.on_chip import OnChipOptimizer, refuse_variation
 
 State = dict[str, Any]
 Stages = tuple[tuple[float, float], ...]
@@ -190,7 +191,7 @@ class TransferOptimizer(OnChipOptimizer):
                     f"the weights of layer {layers[0].index} (weight {tuple(parameter.shape)}) have no levels that "
                     f"{type(self).__name__} could write: {self.advice}"
                 )
-            refuse_all_zero(fitting[0])
+            refuse_variation(fitting[0])
             self.passes[parameter] = Passes(fitting[0])
             for layer in fitting:
                 hook = layer.register_forward_hook(self.passes[parameter])
@@ -345,7 +346,8 @@ class ResetPair(TransferOptimizer):
 
     >>> import energytl
     >>> from torch import nn
-    >>> hardware = energytl.Hardware(weights=energytl.WeightFormat(bits=None, states=200, range=2.0))
+    >>> weights = energytl.WeightFormat(bits=None, states=200, range=2.0)
+    >>> hardware = energytl.Hardware(mapping=energytl.ResetCells(), weights=weights)
     >>> layer = energytl.convert(nn.Linear(1, 1, bias=False), hardware)
     >>> _ = nn.init.constant_(layer.weight, 0.5)
     >>> optimizer = ResetPair(layer.parameters(), lr=0.1)
@@ -355,7 +357,7 @@ class ResetPair(TransferOptimizer):
     (0.4, 60)
     """
 
-    advice = "convert with weights of equal steps, as weights: {bits: null, states: 200, range: 2.0}"
+    advice = "convert with mapping: ResetCells and weights: {bits: null, states: 200, range: 2.0}"
 
     def __init__(
         self,
@@ -380,7 +382,7 @@ class ResetPair(TransferOptimizer):
         super().__init__(params, lr, {}, pulse_s, pulse_j)
 
     def holds(self, layer: AnalogLayer) -> bool:  # noqa: D102
-        return isinstance(layer.hardware.mapping.grid(layer.hardware.weights), int)
+        return isinstance(layer.hardware.mapping, ResetCells) and layer.hardware.rounds
 
     def learn(  # noqa: D102
         self, weight: Tensor, gradient: Tensor, layer: AnalogLayer, state: State, group: dict[str, Any]

@@ -12,6 +12,7 @@ from energytl.analog.mapping import (
     MultilevelCell,
     MultilevelPair,
     OneCell,
+    ResetCells,
     WeightFormat,
     conductance,
     read_variance,
@@ -26,6 +27,7 @@ MAPPINGS = [
     OneCell(),
     DifferentialPair(),
     BitCells(),
+    ResetCells(),
     BitSlices(2),
     BitSlices(3),
     MultilevelPair((1,)),
@@ -54,6 +56,8 @@ def cells_by_hand(mapping, u, weights):
         value = u * levels[-1]
         plus, minus = min((pair for pair in product(levels, levels) if abs(pair[0] - pair[1] - value) < 1e-9), key=sum)
         return [(1.0, plus / levels[-1]), (-1.0, minus / levels[-1])]
+    if isinstance(mapping, ResetCells):
+        return [(1.0, 1.0 if u >= 0 else 1 + u), (-1.0, 1.0 if u < 0 else 1 - u)]
     if not isinstance(mapping, BitSlices):
         return [(1.0, abs(u))]
     integer, base, digits = round(abs(u) * weights.levels), 2**mapping.cell_bits, []
@@ -188,6 +192,12 @@ def test_an_analog_pair_of_200_states_has_steps_of_a_200th_of_the_range():
         WeightFormat(states=200)
     with pytest.raises(ValueError, match=r"weights\.states is 0; allowed: 1 to 32767"):
         WeightFormat(bits=None, states=0)
+    with pytest.raises(ValueError, match="range_by has no effect beside range or range_rms"):
+        WeightFormat(range=1.0, range_by="max")
+    with pytest.raises(ValueError, match=r"has levels of its own: leave out weights\.states"):
+        Hardware(mapping=MultilevelPair(), weights=weights)
+    with pytest.raises(ValueError, match="range_by wants rounded weights"):
+        Hardware(weights=WeightFormat(bits=None, range_by="max"))
     with pytest.raises(ValueError, match="leave out range_rms and columns"):
         WeightFormat(range=1.0, columns=True)
 
@@ -243,3 +253,7 @@ def test_columns_with_ranges_of_their_own_err_less_and_learn(kind, by):
     copy.load_state_dict(analog.state_dict())  # column ranges travel with it
     torch.testing.assert_close(copy(x), analog(x))
     assert set(analog.state_dict()) == set(digital.state_dict())
+    plain = convert(digital, Hardware(mapping=MultilevelPair()))
+    plain.load_state_dict(analog.state_dict())  # of a network without column ranges they are no use
+    assert plain.column_ranges is None
+    assert plain.weight_range == pytest.approx(convert(digital, Hardware(mapping=MultilevelPair())).weight_range)

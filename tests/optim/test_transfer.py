@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from energytl import Hardware, Noiseless, WeightFormat, analog_layers, convert
 from energytl import run as run_module
-from energytl.analog.mapping import BitCells, DifferentialPair, MultilevelCell, MultilevelPair, OneCell
+from energytl.analog.mapping import BitCells, DifferentialPair, MultilevelCell, MultilevelPair, OneCell, ResetCells
 from energytl.cost.training import Activity, training_cost
+from energytl.devices.variation import Variation
 from energytl.optim import MultilevelRefresh, ResetPair
 from energytl.optim.transfer import levels_of_cells, reset_conductance, reset_pairs, resets_to
 from energytl.recipe import read
@@ -32,7 +33,7 @@ BOTH = pytest.mark.parametrize("kind", [MultilevelRefresh, ResetPair])
 
 def analog(states=200, full_range=2.0, **hardware):
     weights = WeightFormat(bits=None, states=states, range=full_range)
-    settings = {"computation": Noiseless(), "mapping": DifferentialPair(), "weights": weights}
+    settings = {"computation": Noiseless(), "mapping": ResetCells(), "weights": weights}
     return Hardware(**settings | hardware)
 
 
@@ -225,7 +226,8 @@ def test_pulses_sent_do_not_depend_on_the_stage_but_what_they_do_does():
 
 def test_columns_with_ranges_of_their_own_have_steps_of_their_own():
     weights = WeightFormat(bits=None, states=10, range_by="max", columns=True)
-    layer = linear(2, 2, Hardware(computation=Noiseless(), weights=weights), [[1.0, 0.5], [0.1, 0.0]])
+    hardware = Hardware(computation=Noiseless(), mapping=ResetCells(), weights=weights)
+    layer = linear(2, 2, hardware, [[1.0, 0.5], [0.1, 0.0]])
     layer.fit_weight_range()
     optimizer = ResetPair(layer.parameters(), lr=1.0)
     pull(optimizer, layer, 0.02)
@@ -512,7 +514,7 @@ UNROUNDED = {"weights": WeightFormat(None)}
             {},
             r"layer 0 \(weight \(2, 2\)\) have no levels that ResetPair could write: convert with",
         ),
-        (ResetPair, {"mapping": MultilevelPair()}, {}, "have no levels that ResetPair could write: convert with"),
+        (ResetPair, {"mapping": OneCell()}, {}, "have no levels that ResetPair could write: convert with"),
         (MultilevelRefresh, UNROUNDED, {}, "have no levels that MultilevelRefresh could write: convert with"),
         (MultilevelRefresh, {}, {"momentum": 1.0}, "momentum is 1.0; allowed: 0 up to 1"),
         (ResetPair, {}, {"lr": -1}, "lr is -1; allowed: 0 or more"),
@@ -535,9 +537,8 @@ def test_settings_are_refused_in_one_line(kind, hardware, settings, line):
 def test_an_analog_weight_with_a_range_is_needed(kind):
     with pytest.raises(ValueError, match="none of the parameters is the weight of an analog layer: convert"):
         kind(nn.Linear(2, 2).parameters(), lr=1.0)
-    layer = linear(2, 2, Hardware(weights=WeightFormat(range_by="max")), [[0.0, 0.0], [0.0, 0.0]])
-    layer.fit_weight_range()
-    with pytest.raises(ValueError, match="are all 0, so its cells have no range"):
+    layer = linear(2, 2, analog(variation=Variation(0.1)))
+    with pytest.raises(ValueError, match=r"layer 0 has hardware\.variation, an error of writing once"):
         kind(layer.parameters(), lr=1.0)
 
 
@@ -562,7 +563,7 @@ SETTINGS = {
     "evaluation": {"reads": 1, "images": 100, "cost_batches": 1},
     "trainer": {"enable_progress_bar": False, "limit_val_batches": 1, "limit_train_batches": 3},
 }
-PAIR = {"mapping": "DifferentialPair", "weights": {"bits": None, "states": 200, "range": 2.0}}
+PAIR = {"mapping": "ResetCells", "weights": {"bits": None, "states": 200, "range": 2.0}}
 LEVELS = {"mapping": {"class_path": "MultilevelPair", "init_args": {"levels": [1, 3, 8, 12]}}}
 STAGES = [[0.1, 0.5], [0.3, 0.3], [0.6, 0.2]]
 RECIPES = {
