@@ -310,7 +310,7 @@ def test_workers_share_one_pretraining(finished):
 
 def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     """SIGKILL of a worker's and then SIGINT of the command: nothing is lost, nothing counted twice."""
-    command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "3"]
+    command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "5"]
     command += ["--out", str(tmp_path / "logs")]
     folder = tmp_path / "logs" / "search" / "tiny_search"
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -333,12 +333,12 @@ def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     assert "to go on, repeat the command" in error
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    with Search(read_study(Path(command[4]), []), folder, None, 3).open() as trials:
+    with Search(read_study(Path(command[4]), []), folder, None, 5).open() as trials:
         counted = slots(trials.trials)
     done = {original(t) for t in trials.trials if t.state == TrialState.COMPLETE}
-    assert len(counted) == 3
+    assert len(counted) == 5
     assert done == {original(trial) for trial in counted}
-    assert len([t for t in trials.trials if t.state == TrialState.COMPLETE]) == 3
+    assert len([t for t in trials.trials if t.state == TrialState.COMPLETE]) == 5
 
 
 def test_trials_may_train_in_several_processes(study_file, tmp_path):
