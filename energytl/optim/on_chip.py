@@ -33,6 +33,18 @@ class OnChipOptimizer(torch.optim.Optimizer, ABC):
                 "before its parameters go to the optimizer"
             )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take up a group; weights of analog layers train on their arrays from now on."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            layers = layers_of(parameter)
+            if layers:
+                self.take_up(parameter, layers)
+
+    @abstractmethod
+    def take_up(self, weight: Tensor, layers: list[AnalogLayer]) -> None:
+        """Get ready to train a weight of these analog layers, or refuse it in one line."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Change every parameter once.

@@ -70,27 +70,22 @@ class PulsedOptimizer(OnChipOptimizer):
         self.samples: dict[Tensor, Samples] = {}
         super().__init__(params, lr, {"seed": seed, "on": repr(device), "by": repr(self)})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take up a group; weights of analog layers hand over their samples from now on."""
-        super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            layers = layers_of(parameter)
-            if not layers:
-                continue
-            layer = layers[0]
-            name = f"layer {layer.index} (weight {tuple(parameter.shape)})"
-            if layer.hardware.rounds:
-                raise ValueError(
-                    f"the weights of {name} are rounded, but pulses leave them anywhere: convert with weights: "
-                    "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
-                )
-            refuse_variation(layer)
-            if layer.weight_range <= SMALLEST_RANGE:
-                raise ValueError(
-                    f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
-                    "layer's weight_range"
-                )
-            self.samples[parameter] = collect(parameter)
+    def take_up(self, weight: Tensor, layers: list[AnalogLayer]) -> None:  # noqa: D102
+        layer = layers[0]
+        name = f"layer {layer.index} (weight {tuple(weight.shape)})"
+        if layer.hardware.rounds:
+            raise ValueError(
+                f"the weights of {name} are rounded, but pulses leave them anywhere: convert with weights: "
+                "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
+            )
+        refuse_variation(layer)
+        if layer.weight_range <= SMALLEST_RANGE:
+            raise ValueError(
+                f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
+                "layer's weight_range"
+            )
+        assert isinstance(weight, nn.Parameter)  # as layers have
+        self.samples[weight] = collect(weight)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients and samples."""

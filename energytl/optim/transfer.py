@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from energytl.analog.layers import AnalogLayer, layers_of
+from energytl.analog.layers import AnalogLayer
 from energytl.analog.mapping import ResetCells
 from energytl.cost.training import Activity
 from energytl.optim.on_chip import OnChipOptimizer, refuse_variation
@@ -178,24 +178,18 @@ class TransferOptimizer(OnChipOptimizer):
         self.passes: dict[Tensor, Passes] = {}
         super().__init__(params, lr, {**settings, "by": repr(self)})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take up a group; samples of its weights of analog layers are counted from now on."""
-        super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            layers = layers_of(parameter)
-            if not layers:
-                continue
-            fitting = [layer for layer in layers if self.holds(layer)]
-            if not fitting:
-                raise ValueError(
-                    f"the weights of layer {layers[0].index} (weight {tuple(parameter.shape)}) have no levels that "
-                    f"{type(self).__name__} could write: {self.advice}"
-                )
-            refuse_variation(fitting[0])
-            self.passes[parameter] = Passes(fitting[0])
-            for layer in fitting:
-                hook = layer.register_forward_hook(self.passes[parameter])
-                weakref.finalize(self, hook.remove)
+    def take_up(self, weight: Tensor, layers: list[AnalogLayer]) -> None:  # noqa: D102
+        fitting = [layer for layer in layers if self.holds(layer)]
+        if not fitting:
+            raise ValueError(
+                f"the weights of layer {layers[0].index} (weight {tuple(weight.shape)}) have no levels that "
+                f"{type(self).__name__} could write: {self.advice}"
+            )
+        refuse_variation(fitting[0])
+        self.passes[weight] = Passes(fitting[0])
+        for layer in fitting:
+            hook = layer.register_forward_hook(self.passes[weight])
+            weakref.finalize(self, hook.remove)
 
     advice: str
     """How to convert a network whose weights the optimizer can write."""
