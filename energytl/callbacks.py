@@ -1,6 +1,6 @@
 """What a training run does besides training: seeds, curves, checkpoints, refusing to go on after NaN."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from energytl.analog.convert import analog_layers
 from energytl.analog.noise import fold
+from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.results import write_tensors
 
 
@@ -33,30 +34,51 @@ class SeededEpochs(Callback):
 
 
 class History(Callback):
-    """The training curves as plain numbers: one row for each epoch, kept in checkpoints.
+    """The training curves as plain numbers, kept in checkpoints: one row for each epoch and each validation within it.
 
     Args:
         earlier: rows of earlier trainings, which this one goes on from.
 
     Attributes:
-        rows: dictionaries of what was logged, the number of iterations, and `rho`, the mean over layers.
+        rows: dictionaries of what was logged, the number of iterations, `rho`, the mean over layers, and
+            `val/accuracies` of runs side by side.
     """
 
-    def __init__(self, earlier: Sequence[dict[str, float]] = ()) -> None:
-        self.first_epoch, self.first_step = (earlier[-1]["epoch"], earlier[-1]["step"]) if earlier else (0.0, 0.0)
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, earlier: Sequence[dict[str, Any]] = ()) -> None:
+        last: dict[str, Any] = earlier[-1] if earlier else {"epoch": 0.0, "step": 0.0}
+        self.first_epoch, self.first_step = last["epoch"], last["step"]
+        self.rows: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what a validation in the middle of an epoch found; that at its end comes before `on_train_epoch_end`."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        if not trainer.sanity_checking and not batches.is_last_batch:
+            part = batches.current.ready / trainer.num_training_batches
+            found = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            self._note(trainer, pl_module, part, found)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the epoch's end logged; validation has run."""
-        row = {"epoch": self.first_epoch + trainer.current_epoch + 1, "step": self.first_step + trainer.global_step}
         logged = trainer.callback_metrics.items()
-        row |= {name: float(value) for name, value in logged if not name.startswith("rho/")}
+        row = self._note(trainer, pl_module, 1.0, {n: value for n, value in logged if not n.startswith("rho/")})
         layers = analog_layers(pl_module)
         for name, layer in layers.items():
             pl_module.log(f"rho/{name.removeprefix('network.')}", layer.rho.detach(), on_epoch=True, on_step=False)
         if layers:
             row["rho"] = sum(float(layer.rho.detach()) for layer in layers.values()) / len(layers)
+
+    def _note(
+        self, trainer: Trainer, pl_module: LightningModule, part: float, found: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A new row, at so much of the current epoch."""
+        row: dict[str, Any] = {"epoch": self.first_epoch + trainer.current_epoch + part}
+        row["step"] = self.first_step + trainer.global_step
+        row |= {name: float(value) for name, value in found.items()}
+        accuracies = getattr(pl_module, "val_accuracies", ())
+        if len(accuracies) > 1:
+            row["val/accuracies"] = accuracies
         self.rows.append(row)
+        return row
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""
@@ -77,6 +99,23 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+class GoOnWithCells(Callback):
+    """Let on-chip training begin with the arrays of an earlier one, rather than newly drawn ones.
+
+    Args:
+        cells: of each layer by its number, as `OnChipOptimizer.cells` tells them.
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand them over, unless a checkpoint has them already."""
+        for optimizer in trainer.optimizers:
+            if self.cells and trainer.global_step == 0 and isinstance(optimizer, OnChipOptimizer):
+                optimizer.go_on_with(self.cells)
 
 
 class StopAtNaN(Callback):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from energytl.analog.convert import analog_layers
@@ -18,6 +19,36 @@ from energytl.analog.inference import inference
 from energytl.cost.energy import counting_pulses
 from energytl.objectives import Objective, distillation_loss, network_energy
 from energytl.ranges import TrainedRanges
+
+
+class RunAccuracies(Metric):
+    """Accuracy of each of several runs side by side.
+
+    Args:
+        runs: how many.
+
+    >>> metric = RunAccuracies(2)
+    >>> metric.update(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0, 0]]))
+    >>> metric.compute()
+    tensor([1., 0.])
+    """
+
+    right: Tensor
+    seen: Tensor
+
+    def __init__(self, runs: int) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros(runs), "sum")
+        self.add_state("seen", torch.zeros(()), "sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count the images of a batch: logits (N, classes, runs), labels (N, runs)."""
+        self.right += (logits.argmax(1) == labels).sum(0)
+        self.seen += len(labels)
+
+    def compute(self) -> Tensor:
+        """Share of images classified correctly, (runs,)."""
+        return self.right / self.seen
 
 
 class Classifier(LightningModule):
@@ -31,6 +62,10 @@ class Classifier(LightningModule):
         objective: price of energy and distillation, for an analog network.
         teacher: digital network whose outputs the objective's distillation wants.
         energy_unit: what λ is the price of; 0 takes the energy of the first batch, or 1, as the objective says.
+        runs: independent networks side by side, of which logits are (N, classes, runs) and labels (N, runs).
+
+    Attributes:
+        val_accuracies: of each of several runs, at the last validation.
     """
 
     def __init__(
@@ -42,6 +77,7 @@ class Classifier(LightningModule):
         objective: Objective | None = None,
         teacher: nn.Module | None = None,
         energy_unit: float = 0.0,
+        runs: int = 1,
     ) -> None:
         super().__init__()
         self.network = network
@@ -56,6 +92,9 @@ class Classifier(LightningModule):
         self.ranges = TrainedRanges(self.layers) if self.objective.range_lr else None
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.runs = runs
+        self.run_accuracies = RunAccuracies(runs)
+        self.val_accuracies: list[float] = []
         self.register_buffer("energy_unit", torch.tensor(energy_unit))
         self.energy_unit: Tensor
 
@@ -83,7 +122,7 @@ class Classifier(LightningModule):
             self.log("train/energy", energy.detach(), on_step=False, on_epoch=True)
             loss = loss + price * energy / self.energy_unit
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+        return loss * self.runs  # to each run's weights the gradient of its own loss
 
     def _task_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy with the labels, and distance to the teacher in the objective's proportion."""
@@ -103,6 +142,14 @@ class Classifier(LightningModule):
         self.val_accuracy(logits, labels)
         self.log("val/loss", F.cross_entropy(logits, labels))
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+        if self.runs > 1:
+            self.run_accuracies.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the accuracy of each of several runs."""
+        if self.runs > 1:
+            self.val_accuracies = self.run_accuracies.compute().tolist()
+            self.run_accuracies.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Weights in one group, log ρ in another, if it has a price."""

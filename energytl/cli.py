@@ -11,6 +11,7 @@ from urllib.error import URLError
 
 from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
@@ -18,10 +19,11 @@ from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, RecipeError, read, recipe_parser, said_by
+from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
 from energytl.report import report
 from energytl.results_page import results_page
-from energytl.run import prepare, prepare_analog, run_case
+from energytl.run import prepare, run_case
+from energytl.stages import analog_network
 from energytl.study.confirm import confirm_front, write_front
 from energytl.study.quantities import QUANTITIES
 from energytl.study.ray_cluster import run_on_ray
@@ -166,7 +168,7 @@ def _search(given: argparse.Namespace, overrides: list[str]) -> int:
         if getattr(given, name) is not None and getattr(given, name) < 1:
             raise StudyError(f"--{name} is {getattr(given, name)}; allowed: 1 or more")
     example = prepare(study.case(study.name, study.example()), needs_data=True)
-    numbers = price(prepare_analog(example, example.network), example.data, 1, example).numbers()
+    numbers = price(_analog(example), example.data, 1, example).numbers()
     for name in wanted_quantities(study.settings):
         if QUANTITIES[name].key in numbers:
             QUANTITIES[name].of(numbers)  # what is not modelled is found before anything trains
@@ -214,7 +216,7 @@ def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> 
     for case in chosen:
         recipe = prepare(case, needs_data=False)
         missing = recipe.data.present()
-        analog = prepare_analog(recipe, recipe.network)
+        analog = _analog(recipe)
         left = left_digital(analog)
         cost = price(analog, recipe.data, 1, recipe)
         unread = [layer.name for layer in cost.layers if layer.positions == 0]
@@ -225,11 +227,8 @@ def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> 
         print(f"  layers: {len(analog_layers(analog))} analog; left digital: {', '.join(left) or 'none'}")
         if unread:
             print(f"  never read: {', '.join(unread)}")
-        stages = [
-            f"{name} {fit.epochs} epochs"
-            for name, fit in (("pre-train", recipe.pretrain), ("train", recipe.train))
-            if fit
-        ]
+        trainings = {"pre-train": recipe.pretrain, **recipe.stages, "train": recipe.train}
+        stages = [f"{name} {fit.epochs} epochs" for name, fit in trainings.items() if fit]
         print(f"  training: {', '.join(stages) or 'none'}")
         print(f"  cells: {cost.cells:,}; reads: {cost.reads:,}; latency: {quantity(cost.latency_s, 's')}")
         complete = complete and missing is None
@@ -241,7 +240,7 @@ def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> i
     for case in chosen:
         recipe = prepare(case, needs_data=False)
         missing = recipe.data.present()
-        analog = prepare_analog(recipe, recipe.network)
+        analog = _analog(recipe)
         cost = price(analog, recipe.data, 1, recipe)
         numbers[case.name] = {**cost.numbers(), "layers": cost.rows()}
         if given.json:
@@ -257,6 +256,10 @@ def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> i
     if given.json:
         print(json.dumps(numbers, indent=2, allow_nan=False))
     return 0
+
+
+def _analog(recipe: Recipe) -> nn.Module:
+    return analog_network(recipe, recipe.network, recipe.hardware, recipe.data, recipe.seed)
 
 
 def _cost_row(name: str, rho: str, cost: Cost | LayerCost) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
 """
 
+import math
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ from torchvision import transforms
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
+
+
+WATCHED_IMAGES, WATCHED_BYTES = 250, 2**22
+"""Images, and bytes of them, in a batch with which training is watched, where training's own batches are smaller."""
 
 
 class ImageData(LightningDataModule, ABC):
@@ -40,6 +45,9 @@ class ImageData(LightningDataModule, ABC):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None
         self.test_set: Dataset[tuple[Tensor, int]] | None = None
+
+    runs: int = 1
+    """Independent runs that train side by side: an input holds an image for each, a label (N, runs) one class."""
 
     not_modelled: tuple[str, ...] = ()
     """What making the inputs costs and no number contains."""
@@ -83,13 +91,17 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it; no epoch is chosen by it."""
-        return self.test_dataloader()
+        """The test set: training is watched on it; no epoch is chosen by it. Small images come in larger batches."""
+        assert self.test_set is not None
+        fitting = min(WATCHED_IMAGES, WATCHED_BYTES // (4 * math.prod(self.shape)))
+        return self._loader(self.test_set, None, max(self.batch_size, fitting))
 
-    def _loader(self, images: Dataset[Any], sampler: DistributedSampler[Any] | None) -> DataLoader[Any]:
+    def _loader(
+        self, images: Dataset[Any], sampler: DistributedSampler[Any] | None, batch_size: int | None = None
+    ) -> DataLoader[Any]:
         return DataLoader(
             images,
-            self.batch_size,
+            batch_size or self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

@@ -31,7 +31,6 @@ class Evaluation:
             is searched on part of the test images and confirmed on all of them, by other reads, whose accuracy is the
             result. A network that never gets there is measured at the least energy of its own best accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
-        target: accuracy of which is told after how many iterations training first had it.
         histograms: keep a histogram of what the cells of each layer hold.
         images: test images that are used, evenly spaced over the set; None: all.
         search_images: those of them that the search for the factor uses.
@@ -46,7 +45,6 @@ class Evaluation:
     top: tuple[int, ...] = ()
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
-    target: float | None = None
     histograms: bool = False
     images: int | None = None
     search_images: int = 2000
@@ -61,8 +59,6 @@ class Evaluation:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
         if not all(k > 1 for k in self.top):
             raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
-        if self.target is not None and not 0 < self.target <= 1:
-            raise ValueError(f"evaluation.target is {self.target}; allowed: above 0 up to 1, as 0.9")
         if self.images is not None and self.images < 1:
             raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
         if self.exact_images and self.reads < 2:
@@ -210,14 +206,24 @@ def exact_draw(seed: int) -> Draw:
     return Draw(Exact(), seed)
 
 
-def steps_to(target: float, history: list[dict[str, float]]) -> int | None:
-    """After how many iterations the accuracy on test images first was at the target; None: never.
+def run_accuracies(network: nn.Module, batches: Batches, seed: int = 0) -> list[float]:
+    """Fraction of test images classified correctly, of each of the runs side by side; one read of an analog network.
 
-    >>> rows = [{"step": 5.0, "val/accuracy": 0.5}, {"step": 10.0, "val/accuracy": 0.8}]
-    >>> steps_to(0.7, rows), steps_to(0.9, rows)
-    (10, None)
+    Args:
+        network: images → (N, classes), or (N, classes, runs).
+        batches: images and labels (N,), or (N, runs).
+        seed: of the read noise.
     """
-    return next((int(row["step"]) for row in history if row.get("val/accuracy", 0.0) >= target), None)
+    layers = list(analog_layers(network).values())
+    device = next(network.parameters()).device
+    right: list[Tensor] = []
+    with inference(network):
+        for number, (x, labels) in enumerate(batches):
+            if layers:
+                layers[0].noise.reseed(seed, number)
+            right.append(network(x.to(device)).argmax(1).cpu() == labels)
+    found = torch.cat(right).double().mean(0)
+    return found.reshape(-1).tolist()
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

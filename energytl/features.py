@@ -184,7 +184,9 @@ def _inputs(module: nn.Module) -> int:
 def _plain(thing: object) -> list[tuple[str, object]]:
     """Names and values of an object's attributes that are plain settings of what it makes."""
     named = [(name, value) for name, value in sorted(vars(thing).items()) if name[0] != "_" and name != "workers"]
-    return [(name, value) for name, value in named if isinstance(value, str | int | float | tuple | Path | None)]
+    inner = [(name, value) for name, value in named if isinstance(value, ImageData)]
+    wrapped: list[tuple[str, object]] = [(f"{name} {type(value).__qualname__}", _plain(value)) for name, value in inner]
+    return wrapped + [(name, value) for name, value in named if isinstance(value, str | int | float | tuple | Path | None)]
 
 
 def _identity(data: Dataset[Any] | None) -> Iterator[bytes]:

@@ -47,6 +47,30 @@ def conv_fc(kernels: int = 10, channels: int = 1, classes: int = 10) -> nn.Modul
     )
 
 
+class SideBySide(nn.Module):
+    """Many independent networks of one layer without bias, as groups of one convolution; for data with several runs.
+
+    Args:
+        features: inputs of each.
+        classes: outputs of each.
+        runs: how many.
+
+    >>> import torch
+    >>> SideBySide(features=8, classes=2, runs=50)(torch.zeros(3, 400, 1, 1)).shape
+    torch.Size([3, 2, 50])
+    """
+
+    def __init__(self, features: int = 8, classes: int = 2, runs: int = 50) -> None:
+        super().__init__()
+        self.runs = runs
+        self.layer = nn.Conv2d(runs * features, runs * classes, 1, groups=runs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (N, runs·features, 1, 1) → logits (N, classes, runs)."""
+        logits: Tensor = self.layer(x)
+        return logits.view(len(x), self.runs, -1).mT
+
+
 def torchvision_model(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:
     """A classifier of torchvision.
 

@@ -1,5 +1,6 @@
 """Figures from results: plain numbers in, matplotlib figures out."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from energytl.convergence import Group, Key, groups, order_quantile, speeds
 from energytl.results import Result
-from energytl.tables import depthwise_shares
+from energytl.tables import depthwise_shares, merge_seeds, speed_text
 
 COMPONENTS = {
     "energy_cell_j": "cells",
@@ -27,6 +30,15 @@ TRAINING_COMPONENTS = {
     "training_energy_column_reads_j": "column reads",
 }
 
+MOST_PANELS = 6
+"""Conditions that the figure of convergence shows."""
+
+MOST_INSIDE = 10
+"""Names of a legend that a panel has room for."""
+
+FASTEST = 4.0
+"""A ratio of convergence at which the colours of its map end; slower ones end at the reciprocal."""
+
 PROGRESS = {"step": "iteration", "epoch": "epoch"}
 
 CURVES = {
@@ -38,13 +50,19 @@ CURVES = {
 
 
 def figures(results: dict[str, Result]) -> dict[str, Figure]:
-    """The figures of a recipe, by name; those without numbers to show are left out."""
+    """The figures of a recipe, by name; those without numbers to show are left out.
+
+    Cases that repeat an experiment with other seeds are one in the figures that do not show single runs; see
+    `merge_seeds`.
+    """
     makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
         "training_on_chip": training_on_chip,
         "least_energy": least_energy,
         "energy_by_condition": energy_by_condition,
         "accuracy_by_condition": accuracy_by_condition,
         "weights": weights,
+        "convergence": convergence,
+        "speed_map": speed_map,
         "accuracy_energy": accuracy_energy,
         "depthwise_share": depthwise_share,
         "energy_by_layer": energy_by_layer,
@@ -52,7 +70,8 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
         "rho_by_layer": rho_by_layer,
         "training": training,
     }
-    made = {name: make(results) for name, make in makers.items()}
+    merged, of_runs = merge_seeds(results), ("convergence", "speed_map", "accuracy_by_condition")
+    made = {name: make(results if name in of_runs else merged) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
@@ -190,20 +209,22 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
 
 
 def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
-    """Accuracy of each method under each condition, a line a method: median and range over chips, or else reads."""
-    methods: dict[str, dict[str, tuple[float, float, float]]] = {}
+    """Accuracy of each method under each condition, a line a method: median and range over chips, or else reads.
+
+    Those of all seeds count together.
+    """
+    methods: dict[str, dict[str, list[float]]] = {}
     for result in results.values():
         if _under_condition(result) and result["drop"] is None and result["accuracy_median"] is not None:
-            several = sorted(result.get("accuracies_chips") or result["accuracies"])
-            spread = (several[0], statistics.median(several), several[-1])
-            methods.setdefault(result["method"], {})[result["condition"]] = spread
+            several = methods.setdefault(result["method"], {}).setdefault(result["condition"], [])
+            several += result.get("accuracies_chips") or result["accuracies"]
     if not methods:
         return None
     conditions = list(dict.fromkeys(condition for points in methods.values() for condition in points))
     figure, (axes,) = panels(1, height=4.4)
     for number, (method, points) in enumerate(methods.items()):
         places = [conditions.index(condition) for condition in points]
-        low, middle, high = ([100 * point[i] for point in points.values()] for i in range(3))
+        low, middle, high = ([100 * of(point) for point in points.values()] for of in (min, statistics.median, max))
         below = [m - lo for m, lo in zip(middle, low, strict=True)]
         above = [hi - m for m, hi in zip(middle, high, strict=True)]
         axes.errorbar(places, middle, [below, above], color=f"C{number}", marker="o", capsize=4, label=method)
@@ -230,6 +251,107 @@ def weights(results: dict[str, Result]) -> Figure | None:
         axes.bar([-edge + (i + 0.5) * width for i in range(bins)], last["counts"], width)
         axes.set(title=f"{case}, layer {name}", xlabel="weight", ylabel="count", yscale="symlog")
         axes.set_ylim(bottom=0)
+    return figure
+
+
+def convergence(results: dict[str, Result]) -> Figure | None:
+    """Smoothed accuracy while training, a panel a condition: median over runs and quartiles, and the target.
+
+    What has no condition is in every panel. Of more conditions than there is room for, some are shown, evenly spread.
+    """
+    found = groups(results)
+    if not found:
+        return None
+    conditions = _some([name for name in _conditions(found) if name is not None]) or [None]
+    columns = 2 if len(conditions) == 4 else 3
+    figure, row = panels(len(conditions), columns, height=3.4 if len(conditions) > 1 else 4.8)
+    if len(row) == 1:
+        figure.set_figwidth(8.4)
+    colours = _colours(dict.fromkeys(method for method, _ in found))
+    early = _early(found)
+    for axes, condition in zip(row, conditions, strict=True):
+        shown = {key: group for key, group in found.items() if key[1] in (condition, None)}
+        for (method, _), group in shown.items():
+            _draw_runs(axes, group, method, colours[method])
+        for target in {group.target for group in shown.values()}:
+            axes.axhline(100 * target, color="black", linewidth=0.8, linestyle="--", label="target", zorder=0)
+        windows = "/".join(dict.fromkeys(str(group.window) for group in shown.values()))
+        axes.set(xlabel="training images", ylabel="accuracy (%)" + (f", mean of {windows}" if windows != "1" else ""))
+        axes.set_title(condition or "")
+        if early:
+            axes.set_xscale("symlog", linthresh=min(group.resolution for group in found.values()))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.3)
+    limits = [axes.get_ylim() for axes in row]
+    for axes in row:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    _legend_below(figure, row)
+    return figure
+
+
+def _draw_runs(axes: Axes, group: Group, method: str, colour: str) -> None:
+    """Median and quartiles of the runs of a group, in percent."""
+    low, middle, high = ((100 * order_quantile(group.smoothed.T, share)).tolist() for share in (0.25, 0.5, 0.75))
+    images = group.images.tolist()
+    axes.plot(images, middle, color=colour, label=method)
+    if len(group.accuracy) > 1:
+        axes.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _early(found: dict[Key, Group]) -> bool:
+    """Whether some experiment is at its target so early in the training that a linear axis would hide it."""
+    medians = [(float(order_quantile(group.images_to_target, 0.5)), int(group.images[-1])) for group in found.values()]
+    return any(0 < median < last / 20 for median, last in medians)
+
+
+def _some(names: list[str | None]) -> list[str | None]:
+    """So many of the names as there is room for, evenly spread, with the first and the last.
+
+    >>> _some(list("abcdefghijk"))
+    ['a', 'c', 'e', 'g', 'i', 'k']
+    """
+    if len(names) <= MOST_PANELS:
+        return names
+    return [names[round(i * (len(names) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
+
+
+def _conditions(keys: Iterable[Key]) -> list[str | None]:
+    """The conditions, each once."""
+    return list(dict.fromkeys(condition for _, condition in keys))
+
+
+def speed_map(results: dict[str, Result]) -> Figure | None:
+    """How many times fewer images each method needs than its baseline, under each condition, as colours and numbers."""
+    compared = {key: speed for key, speed in speeds(groups(results)).items() if key[1] is not None}
+    conditions, methods = _conditions(compared), list(dict.fromkeys(method for method, _ in compared))
+    if len(conditions) < 2:
+        return None
+    figure = Figure(figsize=(4 + 1.4 * len(conditions), 1.7 + 0.7 * len(methods)), layout="constrained")
+    axes = figure.subplots()
+    slowest = 1 / FASTEST
+    colours = [[math.nan] * len(conditions) for _ in methods]
+    for (method, condition), speed in compared.items():
+        x, y = conditions.index(condition), methods.index(method)
+        colours[y][x] = speed.ratio if math.isnan(speed.ratio) else min(max(speed.ratio, slowest), FASTEST)
+        dark = colours[y][x] < slowest**0.6 or colours[y][x] > FASTEST**0.6
+        said = "never" if speed.ratio == 0 else speed_text(speed, between="\n")
+        axes.text(x, y, said, ha="center", va="center", fontsize="small", color="white" if dark else "black")
+    image = axes.imshow(colours, cmap="RdBu", norm=LogNorm(slowest, FASTEST), aspect="auto")
+    axes.set_facecolor("0.9")
+    names = [str(condition) for condition in conditions]
+    tilted = max(map(len, names)) > 16
+    axes.set_xticks(range(len(names)), names, rotation=30 if tilted else 0, ha="right" if tilted else "center")
+    axes.set_yticks(range(len(methods)), methods)
+    rivals = list(dict.fromkeys(speed.baseline for speed in compared.values()))
+    bar = figure.colorbar(
+        image, ax=axes, label=f"times faster than\n{rivals[0] if len(rivals) == 1 else 'the baseline'}"
+    )
+    bar.set_ticks(
+        [slowest, slowest**0.5, 1, FASTEST**0.5, FASTEST],
+        labels=[f"≤ {slowest:g}", f"{slowest**0.5:g}", "1", f"{FASTEST**0.5:g}", f"≥ {FASTEST:g}"],
+    )
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -309,9 +431,9 @@ def training(results: dict[str, Result]) -> Figure | None:
         axes.set(xlabel=PROGRESS[unit], ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
         if key in ("train/energy", "rho"):
             axes.set_yscale("log")
+    _legend(figure, row)
     return figure
 
 
@@ -335,7 +457,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
     left.set(xlabel=PROGRESS[unit], ylabel="accuracy on test images (%)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.grid(alpha=0.3)
-    left.legend(fontsize="small")
+    _legend(figure, [left])
     bottom = [0.0] * len(on_chip)
     for key, label in parts.items():
         heights = [result[key] for result in on_chip.values()]
@@ -344,6 +466,8 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
     right.yaxis.set_major_formatter(EngFormatter("J"))
     right.set_ylabel("energy of the whole training")
     right.set_xticks(range(len(on_chip)), list(on_chip), rotation=30, ha="right")
+    if len(on_chip) > MOST_INSIDE:
+        right.set_xticks(range(len(on_chip)), list(on_chip), rotation=90, ha="center", fontsize="small")
     right.legend(fontsize="small")
     return figure
 
@@ -386,9 +510,26 @@ def _progress(results: dict[str, Result]) -> str:
     return "step" if all("step" in row for result in results.values() for row in result["history"]) else "epoch"
 
 
-def _colours(results: dict[str, Result]) -> dict[str, str]:
-    """One colour a case, the same in all figures."""
-    return {case: f"C{number % 10}" for number, case in enumerate(results)}
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """One colour a case or method, the same in all figures."""
+    return {name: f"C{number % 10}" for number, name in enumerate(names)}
+
+
+def _legend(figure: Figure, row: list[Axes]) -> None:
+    """A legend in each panel; one below all where a panel has no room for so many names."""
+    if max(len(axes.get_legend_handles_labels()[1]) for axes in row) > MOST_INSIDE:
+        _legend_below(figure, row)
+    else:
+        for axes in row:
+            axes.legend(fontsize="small")
+
+
+def _legend_below(figure: Figure, row: list[Axes]) -> None:
+    """One legend for all panels below them, which makes the figure higher by its lines."""
+    named = {label: line for axes in row for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = max(1, min(6, int(8.9 * figure.get_figwidth()) // (6 + max(map(len, named)))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(named) // columns))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize="small")
 
 
 def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: dict[str, str]) -> Figure | None:
@@ -408,8 +549,8 @@ def _lines_by_layer(results: dict[str, Result], key: str, label: str, colours: d
             axes.plot(range(len(layers)), values, marker="o", label=case, color=colours[case])
         axes.set(yscale="log", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
         _name_layers(axes, layers)
+    _legend(figure, row)
     return figure
 
 

@@ -18,10 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.read import Computation, Moments
+from energytl.convergence import Convergence
 from energytl.cost.periphery import Periphery
 from energytl.data import ImageData
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.programming import WriteError
 from energytl.devices.pulsed import PulsedDevice
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
@@ -70,21 +72,78 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Pretrain(Fit):
+    """A training before the recipe's own, from which that starts; kept for all cases that ask for the same.
+
+    Attributes:
+        data: what it learns; null: the recipe's data.
+        network: what learns it, if it is not the recipe's network, as with other classes: all parameters and buffers
+            that both have, by name and shape, go on in the recipe's; the others start anew.
+        seed: null: the recipe's; a number of its own lets several seeds start from one pre-training.
+    """
+
+    data: ImageData | None = None
+    network: nn.Module | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage(Pretrain):
+    """A training of the analog network between the digital one and the recipe's own.
+
+    Attributes:
+        hardware: what it runs on; null: the recipe's, and if nothing is programmed in between, what comes next goes on
+            with the same arrays.
+        training_computation: how training sees the reads, as in the recipe.
+        objective: the price of energy. ρ that it trains goes on.
+    """
+
+    hardware: Hardware | None = None
+    training_computation: Computation = Moments()
+    objective: Objective = Objective()
+
+
+@dataclass(frozen=True)
+class Programming:
+    """The write of the weights onto the arrays, once, before the recipe's own training.
+
+    Attributes:
+        error: what the write misses by.
+        stuck: share of the weights that stay near 0, whatever is written.
+    """
+
+    error: WriteError
+    stuck: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if not 0 <= self.stuck <= 1:
+            raise ValueError(f"program.stuck is {self.stuck}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """From a digital network to accuracy and energy on analog hardware.
+
+    The order is: weights, pretrain (digital), conversion, stages (analog), program, train, evaluation.
 
     Attributes:
         network: the digital network: a class, or a function that returns one, by its path.
         data: the images, as an energytl.data.ImageData.
         weights: file with the digital network's state dict, loaded before anything else.
-        pretrain: digital training; its result is kept and used by all cases that ask for the same.
+        pretrain: digital training.
+        stages: trainings of the analog network by their names, one after the other.
+        program: write the weights onto the arrays with an error; null: without one.
+        frozen: names of layers, or of parameters, that the recipe's own training leaves as they are; * stands for
+            anything.
         hardware: what the network runs on.
         training_computation: how training sees the reads. Moments: with their fluctuation (technique A);
             Noiseless: quantised only.
         objective: the price of energy in training (technique B).
-        train: training of the analog network, from the digital one's weights.
+        train: training of the analog network, from what came before.
         share_training: keep the trained analog network, and take it from any earlier run with the same settings that
             training sees, of this recipe or another.
+        convergence: tell how soon training reaches an accuracy.
         evaluation: how accuracy is measured; null: not at all.
         periphery: the circuits around the arrays; null: not modelled.
         strict: refuse networks of which some weights would stay digital.
@@ -100,12 +159,16 @@ class Recipe:
     network: nn.Module
     data: ImageData
     weights: str | None = None
-    pretrain: Fit | None = None
+    pretrain: Pretrain | None = None
+    stages: dict[str, Stage] = field(default_factory=dict)
+    program: Programming | None = None
+    frozen: tuple[str, ...] = ()
     hardware: Hardware = Hardware()
     training_computation: Computation = Moments()
     objective: Objective = Objective()
     train: Fit | None = None
     share_training: bool = False
+    convergence: Convergence | None = None
     evaluation: Evaluation | None = field(default_factory=Evaluation)
     periphery: Periphery | None = field(default_factory=Periphery)
     strict: bool = True
@@ -118,9 +181,14 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an uncalibrated network, and a target of no training."""
-        if self.evaluation is not None and self.evaluation.target is not None and self.train is None:
-            raise ValueError("evaluation.target is an accuracy to reach in training, but train is null: leave it out")
+        """Refuse an uncalibrated network, and settings of a training that there is not."""
+        for key in ("convergence", "frozen"):
+            if getattr(self, key) and self.train is None:
+                raise ValueError(f"{key} is about training, but train is null: leave it out")
+        if self.data.runs > 1 and self.evaluation is not None:
+            raise ValueError(
+                f"evaluation is of one network, but {self.data.runs} runs train side by side: set evaluation: null"
+            )
         if self.calibration_batches < 1:
             raise ValueError(f"calibration_batches is {self.calibration_batches}; allowed: 1 or more")
 
@@ -184,8 +252,9 @@ def read(
     """The cases of a recipe file, in their order; a file without `cases` has one, named after the file.
 
     Args:
-        path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `base` names
-            a recipe beside it, or several, of which later ones win, from which this one differs in what it says.
+        path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `seeds` lists
+            numbers with each of which every case is run; `base` names a recipe beside it, or several, of which later
+            ones win, from which this one differs in what it says.
         overrides: as on the command line, --key.sub=value; they win over the file and its cases.
         only: read just the case of that name.
         changes: nested or dotted settings that win over the file and its cases, but not over the overrides.
@@ -197,6 +266,7 @@ def read(
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
+    variants, seeds = _with_seeds(path, variants, content.pop("seeds", None))
     if only is not None and only not in variants:
         raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
     cases = []
@@ -211,8 +281,26 @@ def read(
         except (ArgumentError, ValueError, TypeError) as error:
             where = str(path) if name == path.stem else f"{path}, case {name}"
             raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
+        own = settings.data.get("init_args") if name in seeds else None
+        if own is not None and "seed" in own:  # another order of images, too
+            own.seed += seeds[name]
         cases.append(Case(str(name), settings))
     return cases
+
+
+def _with_seeds(path: Path, variants: dict[str, Any], seeds: Any) -> tuple[dict[str, Any], dict[str, int]]:  # noqa: ANN401
+    """Every case with every seed, and the seed of each of them."""
+    if seeds is None:
+        return variants, {}
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise RecipeError(f"{path}: seeds is {seeds}; allowed: a list of whole numbers, as [0, 1, 2]")
+    repeated, of = {}, {}
+    for case, variant in variants.items():
+        for seed in seeds:
+            name = f"{case}, seed {seed}"
+            repeated[name] = merge({"method": str(case)}, nested(variant or {})) | {"seed": seed}
+            of[name] = seed
+    return repeated, of
 
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Namespace:

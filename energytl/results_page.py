@@ -18,6 +18,8 @@ FIRST_FIGURES = (
     "energy_by_condition",
     "accuracy_by_condition",
     "weights",
+    "convergence",
+    "speed_map",
     "accuracy_energy",
     "depthwise_share",
 )

@@ -3,12 +3,13 @@
 import copy
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,12 +19,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from energytl.analog.convert import calibrate, convert
+from energytl.analog.convert import convert
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
-from energytl.evaluation import Batches, digital_ranks, steps_to
+from energytl.evaluation import Batches, digital_ranks, run_accuracies
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, Case, Recipe, RecipeError, flat
@@ -37,7 +38,8 @@ from energytl.results import (
     versions,
     write_json,
 )
-from energytl.training import Trained, load_weights, pretrain, several_processes, train
+from energytl.stages import analog_network, before_training, first_row, freeze, program
+from energytl.training import Row, Trained, load_weights, several_processes, train
 
 HELD_IMAGES_BYTES = 2**31
 """Test images up to this size are read and transformed once and held; more are loaded anew for each measurement."""
@@ -67,8 +69,7 @@ def run_case(
     recipe = prepare(case, needs_data=True)
     digital = recipe.network
     kept = recipe_folder.parent / KEPT
-    if recipe.pretrain is not None:
-        pretrain(case, recipe, digital, kept)
+    start = before_training(case, recipe, kept)
     device = _device(case)
     test: Batches = []
     digital_found: Tensor | None = None
@@ -78,15 +79,23 @@ def run_case(
         drops = recipe.evaluation.drops
         if drops:
             _refuse_chance(case, float((digital_found == 0).double().mean()) - max(drops), recipe.data.classes)
+    before = _accuracies("digital", recipe, digital)
     teacher = copy.deepcopy(digital) if recipe.objective.distillation else None
-    analog = prepare_analog(recipe, digital).to(device)
+    analog = analog_network(recipe, digital.to(device), recipe.hardware, recipe.data, recipe.seed).to(device)
+    start.apply_(analog)
+    before |= _accuracies("converted", recipe, analog)
+    if recipe.program is not None:
+        program(recipe, analog)
+        before |= _accuracies("programmed", recipe, analog)
+    freeze(analog, recipe.frozen)
     logger = TensorBoardLogger(
         recipe_folder.parent,
         f"{recipe_folder.name}/{case.name}",
         version=version_number(folder),
         default_hp_metric=False,
     )
-    trained = train(case, recipe, analog, teacher, folder, kept, logger, watch(recipe))
+    rows = [first_row(found) for found in [*before.values()][-1:]]
+    trained = train(case, recipe, analog, teacher, folder, kept, logger, watch(recipe), start.cells, rows)
     result: Result = {
         "case": case.name,
         "order": order,
@@ -98,10 +107,11 @@ def run_case(
         "paper": recipe.paper,
     }
     result |= _measure(case.name, analog.to(device), recipe, trained, test, digital_found)
-    if recipe.evaluation is not None and recipe.evaluation.target is not None:
-        result |= {"target": recipe.evaluation.target}
-        result |= {"steps_to_target": steps_to(recipe.evaluation.target, trained[-1].history)}
+    if recipe.convergence is not None:
+        result["convergence"] = _curves(recipe, trained[-1].history)
+        result["before"] = before
     result |= {
+        "stages": start.curves,
         "history": trained[-1].history,
         "seed": recipe.seed,
         "seconds": round(time.monotonic() - started, 1),
@@ -111,6 +121,26 @@ def run_case(
     }
     _record(logger, case, folder, result)
     return result
+
+
+def _accuracies(stage: str, recipe: Recipe, network: nn.Module) -> dict[str, list[float]]:
+    """Accuracy of each run before training, if the recipe asks how soon it rises."""
+    if recipe.convergence is None:
+        return {}
+    return {stage: run_accuracies(network, recipe.data.val_dataloader(), fold(recipe.seed, 8))}
+
+
+def _curves(recipe: Recipe, history: list[Row]) -> Result:
+    """Accuracy of each run against images, with what it is compared to."""
+    assert recipe.convergence is not None and recipe.data.train_set is not None
+    images = len(recipe.data.train_set)  # type: ignore[arg-type]
+    accuracies = [row.get("val/accuracies") or [row["val/accuracy"]] for row in history]
+    return {
+        **asdict(recipe.convergence),
+        "images": [int(min(row["step"] * recipe.data.batch_size, row["epoch"] * images)) for row in history],
+        "steps": [int(row["step"]) for row in history],
+        "accuracy": [list(run) for run in zip(*accuracies, strict=True)],
+    }
 
 
 def _test_images(recipe: Recipe) -> Batches:
@@ -129,6 +159,7 @@ def _measure(
         cost = price(analog, recipe.data, 1, recipe)
         if trained[-1].activities:
             cost = cost.with_training(trained[-1].activities, recipe.periphery)
+        cost = cost.of_one(recipe.data.runs)
         return dict.fromkeys(POINT_KEYS) | {"accuracy_digital": None, "rho_factor": 1.0} | cost_numbers(cost)
     points, curves = Points(label, analog, recipe, test, digital).measure(trained)
     accuracy = float((digital == 0).double().mean())
@@ -170,8 +201,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         raise RecipeError(f"case {case.name}: trainer: {error}") from error
     load_weights(recipe.network, recipe.weights)
-    missing = recipe.data.present()
-    if needs_data and missing and (recipe.pretrain or recipe.train or recipe.evaluation):
+    missing = missing_data(recipe)
+    if needs_data and missing and (recipe.pretrain or recipe.stages or recipe.train or recipe.evaluation):
         raise RecipeError(f"case {case.name}: {missing}")
     if (recipe.pretrain or recipe.train) and not missing and recipe.data.train_set is recipe.data.test_set:
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
@@ -182,18 +213,23 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         raise RecipeError(
             f"case {case.name}: the network does not take images of shape {recipe.data.shape}: {error}"
         ) from error
-    if outputs.shape != (1, recipe.data.classes):
+    runs = recipe.data.runs
+    if outputs.shape != (1, recipe.data.classes, *[runs][: runs > 1]):
         raise RecipeError(
             f"case {case.name}: the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has "
-            f"{recipe.data.classes} classes: set the network's classes"
+            f"{recipe.data.classes} classes{f' in {runs} runs' if runs > 1 else ''}: set the network's classes"
+            f"{' and runs' if runs > 1 else ''}"
         )
     try:
         analog = convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
+        freeze(copy.deepcopy(analog), recipe.frozen)
         if recipe.train is not None:  # settings of the optimizer are checked where it is made
             train, classes = recipe.train, recipe.data.classes
             objective = recipe.objective.stages()[0]
             module = Classifier(analog, classes, train.optimizer, train.scheduler, objective, recipe.network)
             module.configure_optimizers()
+        if recipe.program is not None:
+            program(recipe, copy.deepcopy(analog))  # refuses what it cannot write
     except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
@@ -206,15 +242,15 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     return recipe
 
 
-def prepare_analog(recipe: Recipe, digital: nn.Module) -> nn.Module:
-    """The digital network on analog hardware, calibrated on training images if they are there."""
-    analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=fold(recipe.seed, 1))
-    if recipe.data.train_set is not None:
-        recipe.data.trainer = None  # all processes calibrate on the same images
-        batches = islice(recipe.data.train_dataloader(), recipe.calibration_batches)
-        device = next(digital.parameters()).device
-        calibrate(analog, (images.to(device) for images, _ in batches))
-    return analog
+def missing_data(recipe: Recipe) -> str | None:
+    """None if all data can be loaded, else one line that says what is missing and what to do."""
+    before = {"pretrain": recipe.pretrain} if recipe.pretrain else {}
+    before |= {f"stages.{name}": stage for name, stage in recipe.stages.items()}
+    for key, data in [("", recipe.data), *((f"{key}.", stage.data) for key, stage in before.items())]:
+        missing = data.present() if data is not None else None
+        if missing:
+            return re.sub(r"(^|--)data\.", rf"\1{key}data.", missing)
+    return None
 
 
 def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:

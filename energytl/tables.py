@@ -3,13 +3,16 @@
 import html
 import math
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 
+import torch
 from matplotlib.ticker import EngFormatter
 
+from energytl.convergence import Group, Key, Speed, experiments, groups, order_quartiles, speeds
 from energytl.cost.training import TRAINING_NOT_MODELLED
 from energytl.results import Result
 
@@ -41,6 +44,9 @@ POINT_COLUMNS = (
 )
 
 TRAINING_COLUMNS = ("case", "images", "pulses", "column reads", "pulses' energy", "reads' energy", "total", "time")
+
+FEW_SENTENCES = 8
+"""So many comparisons of convergence are said one by one; of more, the largest and the smallest of each method."""
 
 TOP = re.compile(r"accuracy_top\d+")
 """Results that are top-k accuracies."""
@@ -88,12 +94,14 @@ class Table:
 
 def tables(results: dict[str, Result]) -> list[Table]:
     """All tables that these results fill."""
+    merged = merge_seeds(results)
     made = [
+        convergence(results),
         least_energies(results),
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
-        Table("", [COLUMNS, *(_row(case, result) for case, result in results.items() if not _points(result))]),
+        Table("", [COLUMNS, *(_row(case, result) for case, result in merged.items() if not _points(result))]),
         accuracies(results),
-        Table("training on the chip", _training_rows(results)),
+        Table("training on the chip", _training_rows(merged)),
     ]
     return [table for table in made if len(table.rows) > 1]
 
@@ -123,14 +131,87 @@ def least_energies(results: dict[str, Result]) -> Table:
     return Table("least energy, paper units", rows)
 
 
+def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
+    """One result for each experiment: of several seeds the median of every number, under one name.
+
+    The accuracy's quartiles are those over the seeds, of their medians. All that is no number, as the layers, is that
+    of the first seed. Cases with several points stay as they are.
+    """
+    merged: dict[str, Result] = {}
+    for (method, condition), cases in experiments(results).items():
+        if len(cases) == 1 or any(_points(result) for result in cases.values()):
+            merged |= cases
+        else:
+            name = f"{method}, {condition}" if condition else method
+            merged[f"{name}, {len(cases)} seeds"] = _merged(list(cases.values()))
+    return merged
+
+
+def convergence(results: dict[str, Result]) -> Table:
+    """How soon training reached the target, a row for each method and condition; see `energytl.convergence`."""
+    found = groups(results)
+    compared = speeds(found)
+    targets = list(dict.fromkeys(target_text(group) for group in found.values()))
+    one = targets[0] if len(targets) == 1 else "the target"
+    baselines = list(dict.fromkeys(speed.baseline for speed in compared.values()))
+    rival = baselines[0] if len(baselines) == 1 else "the best baseline"
+
+    columns: dict[str, Callable[[Key, Group], str]] = {
+        "case": lambda key, group: key[0],
+        "condition": lambda key, group: key[1] or "",
+        "target": lambda key, group: target_text(group) if len(targets) > 1 else "",
+        "runs": lambda key, group: f"{len(group.accuracy)}",
+        "before training %": _before_training,
+        f"images to {one.partition(' (')[0]}": lambda key, group: _when(order_quartiles(group.images_to_target)[1]),
+        "quartiles": lambda key, group: _when_quartiles(group),
+        "iterations": _iterations,
+        "never": _never,
+        f"times faster than {rival} (95 %)": lambda key, group: speed_text(compared.get(key)),
+        "final %": lambda key, group: f"{_final(group)[1]:.2f}",
+        "final quartiles": lambda key, group: "{0:.2f}-{2:.2f}".format(*_final(group)) if _several(group) else "",
+        "in the paper": lambda key, group: group.paper,
+    }
+    rows = [[make(key, group) for make in columns.values()] for key, group in found.items()]
+    filled = [any(column) for column in zip(*rows, strict=True)]
+    head: Row = tuple(compress(columns, filled)) if rows else ("case",)
+    return Table(f"training until {one}", [head, *(tuple(compress(row, filled)) for row in rows)])
+
+
+def target_text(group: Group) -> str:
+    """The target in words, as "94 % (mean of 3 measurements)"."""
+    window = f" (mean of {group.window} measurements)" if group.window > 1 else ""
+    return f"{100 * group.target:g} %{window}"
+
+
+def speed_text(speed: Speed | None, between: str = " ") -> str:
+    """A ratio with its interval, as "2.9× (2.3 to 3.6)"; where it is only a bound, with that end alone.
+
+    Args:
+        speed: None is empty.
+        between: between the ratio and its interval.
+
+    >>> speed_text(Speed("scratch", 2.94, 2.31, 3.6, "")), speed_text(Speed("scratch", 10.0, 8.0, 12.0, "≥"))
+    ('2.9× (2.3 to 3.6)', '≥ 10× (≥ 8.0)')
+    """
+    if speed is None:
+        return ""
+    if math.isnan(speed.ratio):
+        return "neither"
+    ratio = f"{speed.bound} {_two_digits(speed.ratio)}×" if speed.bound else f"{_two_digits(speed.ratio)}×"
+    interval = _speed_interval(speed)
+    return f"{ratio}{between}{interval}" if interval else ratio
+
+
 def accuracies(results: dict[str, Result]) -> Table:
-    """What cases say of their accuracy beyond the first table: among k outputs, over chips, reached when, on paper."""
+    """What cases say of their accuracy beyond the first table: among k outputs, over chips, and on paper.
+
+    What a paper says of a case that measured its convergence stands with that.
+    """
     columns: dict[str, Callable[[Result], str]] = {}
     for k in sorted({int(key[12:]) for result in results.values() for key in result if TOP.fullmatch(key)}):
         columns[f"top-{k} %"] = partial(_if_there, f"accuracy_top{k}")
     columns |= {"chips": _chips, "median of chips %": _chips_median, "range %": _chips_range}
-    targets = sorted({f"{100 * result['target']:g} %" for result in results.values() if "target" in result})
-    columns |= {f"iterations to {', '.join(targets)}": _steps, "in the paper": lambda result: result.get("paper") or ""}
+    columns["in the paper"] = lambda result: "" if result.get("convergence") else result.get("paper") or ""
     rows = [[make(result) for make in columns.values()] for result in results.values()]
     filled = [any(column) for column in zip(*rows, strict=True)]
     if not any(filled):
@@ -169,7 +250,9 @@ def notes(results: dict[str, Result]) -> list[str]:
         lines.append(
             "where cells vary, accuracy, quartiles and drops are those of one chip; quantised: cells as written"
         )
-    lines += _exact_notes(results)
+    lines += [*_convergence_notes(results), *_exact_notes(results)]
+    if len(merge_seeds(results)) < len(results):
+        lines.append("of several seeds: medians over them; what figures show of layers and iterations is the first's")
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))
     if len(_training_rows(results)) > 1:
@@ -179,7 +262,7 @@ def notes(results: dict[str, Result]) -> list[str]:
 
 def findings(results: dict[str, Result]) -> list[str]:
     """What the numbers say, in sentences."""
-    return [*_gains(results), *_periphery(results), *_conditions(results), *_depthwise(results)]
+    return [*_speeds(results), *_gains(results), *_periphery(results), *_conditions(results), *_depthwise(results)]
 
 
 def aligned(rows: list[Row]) -> str:
@@ -207,6 +290,130 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return "not modelled"
     return EngFormatter(unit, places=2)(value)
+
+
+def _merged(repeats: list[Result]) -> Result:
+    """One result of the repeats of an experiment; see `merge_seeds`."""
+    merged = dict(repeats[0]) | {"points": []}
+    for key in repeats[0]:
+        values = [result.get(key) for result in repeats]
+        numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        if None in values:
+            merged[key] = None
+        elif len(numbers) == len(values):
+            middle = statistics.median(numbers)
+            merged[key] = round(middle) if all(isinstance(number, int) for number in numbers) else middle
+    medians = [result["accuracy_median"] for result in repeats]
+    if None not in medians:
+        low, middle, high = order_quartiles(torch.tensor(medians, dtype=torch.float64))
+        merged |= {"accuracy_q25": low, "accuracy_median": middle, "accuracy_q75": high}
+    return merged
+
+
+def _before_training(key: Key, group: Group) -> str:
+    return f"{100 * order_quartiles(group.accuracy[:, 0])[1]:.2f}" if group.images[0] == 0 else ""
+
+
+def _several(group: Group) -> bool:
+    return len(group.accuracy) > 1
+
+
+def _when(count: float) -> str:
+    """Images or iterations as a reader says them.
+
+    >>> _when(0.0), _when(12500.0), _when(math.inf)
+    ('at once', '12,500', 'never')
+    """
+    if count == 0:
+        return "at once"
+    return "never" if math.isinf(count) else f"{count:,.0f}"
+
+
+def _when_quartiles(group: Group) -> str:
+    if not _several(group):
+        return ""
+    low, _, high = map(_when, order_quartiles(group.images_to_target))
+    return low if low == high else f"{low} to {high}"
+
+
+def _iterations(key: Key, group: Group) -> str:
+    return "" if group.steps.equal(group.images) else _when(order_quartiles(group.steps_to_target)[1])
+
+
+def _never(key: Key, group: Group) -> str:
+    times = group.images_to_target
+    return f"{int(times.isinf().sum())} of {len(times)}" if _several(group) else ""
+
+
+def _final(group: Group) -> tuple[float, float, float]:
+    """Quartiles of the last running mean, in percent."""
+    return order_quartiles(100 * group.smoothed[:, -1])
+
+
+def _two_digits(value: float) -> str:
+    """A ratio with two digits, without an exponent.
+
+    >>> [_two_digits(value) for value in (0.0, 0.5, 2.0, 46.1, 123.0, math.inf)]
+    ['0', '0.50', '2.0', '46', '120', '∞']
+    """
+    if value in (0, math.inf):
+        return "∞" if value else "0"
+    return f"{value:#.2g}".rstrip(".") if value < 99.5 else f"{float(f'{value:.2g}'):.0f}"
+
+
+def _speed_interval(speed: Speed) -> str:
+    """The interval of a ratio in brackets; empty where there is none."""
+    if math.isnan(speed.low):
+        return ""
+    low, high = _two_digits(speed.low), _two_digits(speed.high)
+    return {"≥": f"(≥ {low})", "≤": f"(≤ {high})"}.get(speed.bound, f"({low} to {high})")
+
+
+def _speeds(results: dict[str, Result]) -> list[str]:
+    """How much sooner than their baselines methods reach the target; of many, the largest and smallest of each."""
+    found = groups(results)
+    compared = speeds(found)
+    told = list(compared)
+    if len(told) > FEW_SENTENCES:
+        extremes = []
+        for method in dict.fromkeys(method for method, _ in told):
+            own = [key for key in told if key[0] == method and not math.isnan(compared[key].ratio)]
+            extremes += [least(own, key=lambda key: compared[key].ratio) for least in (max, min) if own]
+        told = list(dict.fromkeys(extremes))
+    return [_speed_sentence(key, found[key], compared[key]) for key in told]
+
+
+def _speed_sentence(key: Key, group: Group, speed: Speed) -> str:
+    method, condition = key
+    under, target = f" ({condition})" if condition else "", f"{100 * group.target:g} %"
+    interval = _speed_interval(speed)
+    told = f"{_two_digits(speed.ratio)} times{f' {interval}' if interval else ''}"
+    told = {"≥": "at least ", "≤": "at most "}.get(speed.bound, "") + told
+    if math.isnan(speed.ratio):
+        return f"Neither {method} nor {speed.baseline} reaches {target} in most runs{under}."
+    if speed.ratio == 0:
+        return f"{method} does not reach {target} in most runs, {speed.baseline} does{under}."
+    if math.isinf(speed.ratio):
+        return f"{method} reaches {target}, {speed.baseline} does not in most runs{under}."
+    if speed.low <= 1 <= speed.high:
+        return f"{method} is not clearly faster or slower to {target} than {speed.baseline}{under}: {told}."
+    if speed.ratio < 1:
+        return f"{method} is slower to {target} than {speed.baseline}{under}: {told} as fast."
+    return f"{method} reaches {target} in {told} fewer images than {speed.baseline}{under}."
+
+
+def _convergence_notes(results: dict[str, Result]) -> list[str]:
+    """What "never" and bounds mean, where there are any."""
+    found = groups(results)
+    lines = []
+    if any(group.images_to_target.isinf().any() for group in found.values()):
+        lines.append("never: not within the training; medians and quartiles count it as later than all others")
+    if any(speed.bound for speed in speeds(found).values()):
+        lines.append(
+            "≥ and ≤: one of the two is at the target before training, and counts as there at the first measurement "
+            "after its start"
+        )
+    return lines
 
 
 def _points(result: Result) -> list[Result]:
@@ -266,12 +473,6 @@ def _chips_median(result: Result) -> str:
 def _chips_range(result: Result) -> str:
     chips = result.get("accuracies_chips")
     return f"{100 * min(chips):.2f}-{100 * max(chips):.2f}" if chips else ""
-
-
-def _steps(result: Result) -> str:
-    if "target" not in result:
-        return ""
-    return "never" if result["steps_to_target"] is None else f"{result['steps_to_target']}"
 
 
 def _paper(result: Result) -> str:

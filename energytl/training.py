@@ -20,15 +20,22 @@ from torch import nn
 from energytl import __version__
 from energytl.analog.convert import configure
 from energytl.analog.read import Noiseless
-from energytl.callbacks import History, SeededEpochs, StopAtNaN, WholeCheckpoints
+from energytl.callbacks import GoOnWithCells, History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
-from energytl.optim.on_chip import OnChipOptimizer
+from energytl.data import ImageData
+from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
 UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
 """Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
+
+Row = dict[str, Any]
+"""Training curves at one time: what was logged, by its name."""
+
+NO_METRICS = ("epoch", "step", "val/accuracies")
+"""Of a row, what is no curve of TensorBoard's."""
 
 UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
 """Settings of Lightning's Trainer that do not change what is trained."""
@@ -47,31 +54,8 @@ class Trained:
 
     energy_weight: float
     state: dict[str, Any]
-    history: list[dict[str, float]]
+    history: list[Row]
     activities: list[Activity]
-
-
-def pretrain(case: Case, recipe: Recipe, network: nn.Module, kept: Path) -> None:
-    """Train the digital network, or load what the same settings have trained before.
-
-    Args:
-        case: its settings.
-        recipe: what they make.
-        network: digital; trained in place.
-        kept: folder of finished trainings.
-    """
-    assert recipe.pretrain is not None
-    folder = kept / _digest(_digital_settings(case.resolved(), recipe))
-    done = folder / "network.pt"
-    with _only_one(folder):
-        if not done.is_file():
-            module = Classifier(network, recipe.data.classes, recipe.pretrain.optimizer, recipe.pretrain.scheduler)
-            fit(case, module, recipe.pretrain, recipe, folder / "checkpoints", None, History())
-            rank_zero_only(write_tensors)(done, network.state_dict())
-            if several_processes():
-                torch.distributed.barrier()  # the others load what the first one writes
-    load_weights(network, str(done))
-    seed_everything(recipe.seed, workers=True, verbose=False)
 
 
 def train(
@@ -83,6 +67,8 @@ def train(
     kept: Path,
     logger: TensorBoardLogger,
     callbacks: Sequence[Callback] = (),
+    cells: Cells | None = None,
+    earlier: Sequence[Row] = (),
 ) -> list[Trained]:
     """Train the analog network once for each λ of the objective, each time from the last one's weights.
 
@@ -95,6 +81,8 @@ def train(
         kept: folder of finished trainings, which serve every run with the same settings, if the recipe shares them.
         logger: of the curves.
         callbacks: of Lightning, besides those of every training.
+        cells: arrays to go on with, of an earlier training on the chip.
+        earlier: rows that the curves begin with.
 
     Returns:
         The network after each training; without a training, the network as it is.
@@ -103,14 +91,15 @@ def train(
         return [Trained(0.0, copy.deepcopy(analog.state_dict()), [], [])]
     trained: list[Trained] = []
     history, energy_unit = History(), 0.0
+    history.rows = list(earlier)
     weights: list[float] = []  # λ so far
     settings = case.resolved()
     configure(analog, computation=recipe.training_computation)
     for number, objective in enumerate(recipe.objective.stages()):
         weights.append(objective.price)
-        done = kept / _digest(_analog_settings(settings, recipe, weights))
+        done = kept / digest(_analog_settings(settings, recipe, weights))
         activities: list[Activity] = []
-        with _only_one(done) if recipe.share_training else nullcontext():
+        with only_one(done) if recipe.share_training else nullcontext():
             if recipe.share_training and (done / "training.json").is_file():
                 state = load_tensors(done / "network.pt", "trained network")
                 analog.load_state_dict(state)
@@ -120,7 +109,7 @@ def train(
                 energy_unit, rows = finished["energy_unit"], finished["history"]
                 for row in rows[len(history.rows) :]:
                     logger.log_metrics(
-                        {name: value for name, value in row.items() if name not in ("epoch", "step")}, int(row["epoch"])
+                        {name: value for name, value in row.items() if name not in NO_METRICS}, int(row["epoch"])
                     )
                 history.rows = rows
             else:
@@ -132,10 +121,14 @@ def train(
                     objective,
                     teacher,
                     energy_unit,
+                    recipe.data.runs,
                 )
                 checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
                 stage = History(history.rows)
-                activities = fit(case, module, recipe.train, recipe, checkpoints, logger, stage, callbacks)
+                optimizers = fit(
+                    case, module, recipe.train, recipe.data, recipe.seed, checkpoints, logger, stage, callbacks, cells
+                )
+                activities = [activity for optimizer in optimizers for activity in optimizer.activities()]
                 if module.ranges is not None:
                     module.ranges.settle()
                 history.rows = history.rows + stage.rows
@@ -157,13 +150,28 @@ def fit(
     case: Case,
     module: Classifier,
     settings: Fit,
-    recipe: Recipe,
+    data: ImageData,
+    seed: int,
     checkpoints: Path,
     logger: TensorBoardLogger | None,
     history: History,
     callbacks: Sequence[Callback] = (),
-) -> list[Activity]:
-    """Train with a checkpoint after each epoch, going on from the last one that is there; what on-chip arrays did."""
+    cells: Cells | None = None,
+) -> list[OnChipOptimizer]:
+    """Train with a checkpoint after each epoch, going on from the last one that is there; the on-chip optimizers.
+
+    Args:
+        case: settings of the trainer.
+        module: what is trained; in place.
+        settings: how.
+        data: on what.
+        seed: of the order of images, and of all noise.
+        checkpoints: their folder.
+        logger: of the curves.
+        history: keeps them.
+        callbacks: of Lightning, besides those of every training.
+        cells: arrays to go on with, of an earlier training on the chip.
+    """
     last = checkpoints / "last.ckpt"
     if last.is_file():
         load_tensors(last, "checkpoint")  # refuses a damaged file in one line
@@ -177,7 +185,8 @@ def fit(
         default_root_dir=checkpoints.parent,
         enable_model_summary=False,
         callbacks=[
-            SeededEpochs(recipe.seed),
+            SeededEpochs(seed),
+            GoOnWithCells(cells or {}),
             history,
             StopAtNaN(),
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
@@ -185,15 +194,10 @@ def fit(
         ],
     )
     try:
-        trainer.fit(module, datamodule=recipe.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
-    return [
-        activity
-        for optimizer in trainer.optimizers
-        if isinstance(optimizer, OnChipOptimizer)
-        for activity in optimizer.activities()
-    ]
+    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, OnChipOptimizer)]
 
 
 def load_weights(network: nn.Module, path: str | None) -> nn.Module:
@@ -238,7 +242,7 @@ def load_tensors(path: Path, what: str) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Wait until no other run works in this folder; processes that train together work there together."""
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
@@ -253,22 +257,42 @@ def several_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _digital_settings(settings: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What the digital network depends on, of all settings."""
-    relevant = {name: settings[name] for name in ("network", "data", "weights", "pretrain", "seed")}
+def before_fit(settings: dict[str, Any], recipe: Recipe, trainings: int) -> list[Any]:
+    """What the network depends on after the first so many trainings before the recipe's own, of all settings.
+
+    Args:
+        settings: resolved ones, as plain values.
+        recipe: what they make.
+        trainings: how many of pretrain and stages.
+    """
     trainer = {name: value for name, value in settings["trainer"].items() if name not in UNSEEN_OF_THE_TRAINER}
     if isinstance(trainer["devices"], list):
         trainer["devices"] = len(trainer["devices"])
-    relevant["trainer"] = trainer
-    relevant["data"] = recipe.data.identity() or relevant["data"]
+    weights = settings["weights"]
     if recipe.weights is not None:
-        relevant["weights"] = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
-    return relevant
+        weights = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
+    parts: list[Any] = [trainer, weights, settings["network"]]
+    stages = [("pretrain", settings["pretrain"], recipe.pretrain)] if recipe.pretrain else []
+    stages += [(name, settings["stages"][name], stage) for name, stage in recipe.stages.items()]
+    if recipe.pretrain is None or recipe.pretrain.seed is None or recipe.pretrain.network is not None:
+        parts.append(settings["seed"])  # of the recipe's own random weights
+    for name, own, stage in stages[:trainings]:
+        parts.append({**own, "seed": settings["seed"] if stage.seed is None else stage.seed})
+        parts.append(data_settings(own["data"] or settings["data"], stage.data or recipe.data))
+        if name != "pretrain":
+            parts.append([own["hardware"] or settings["hardware"], settings["calibration_batches"], __version__])
+    return parts
+
+
+def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: ANN401
+    """What the data is: its settings, or what says more."""
+    return data.identity() or settings
 
 
 def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: list[float]) -> dict[str, Any]:
     """What the analog network depends on after the trainings with these λ, of all settings."""
-    relevant = {name: settings[name] for name in ("training_computation", "train", "calibration_batches")}
+    names = ("training_computation", "train", "calibration_batches", "program", "frozen", "seed")
+    relevant = {name: settings[name] for name in names}
     relevant["hardware"] = dict(settings["hardware"])
     if isinstance(recipe.training_computation, Noiseless) and not any(energy_weights):
         for name in UNSEEN_WITHOUT_NOISE:
@@ -277,8 +301,11 @@ def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: l
             del relevant["hardware"]["mapping"]  # it neither rounds weights nor shows which cells vary
     relevant["objective"] = {**settings["objective"], "energy_weight": energy_weights}
     relevant["energytl"] = __version__
-    return _digital_settings(settings, recipe) | relevant
+    relevant["data"] = data_settings(settings["data"], recipe.data)
+    relevant["before"] = before_fit(settings, recipe, 1 + len(recipe.stages))
+    return relevant
 
 
-def _digest(settings: dict[str, Any]) -> str:
+def digest(settings: Any) -> str:  # noqa: ANN401
+    """Short name of plain settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

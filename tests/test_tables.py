@@ -11,9 +11,11 @@ from energytl.tables import (
     Table,
     accuracies,
     below_baselines,
+    convergence,
     depthwise_shares,
     findings,
     least_energies,
+    merge_seeds,
     notes,
     tables,
 )
@@ -263,7 +265,7 @@ def test_figures_without_numbers_are_left_out(synthetic):
 
 @pytest.fixture
 def chips(synthetic):
-    """Two methods under two conditions, one of them over chips, with top-5, targets and a paper's words."""
+    """Two methods under two conditions, one of them over chips, with top-5 and a paper's words."""
 
     def case(accuracy, **changes):
         return synthetic([(None, 1.0)], accuracies=[accuracy], accuracy_median=accuracy, **changes)
@@ -273,25 +275,17 @@ def chips(synthetic):
     return {
         "calm": case(0.8, method="six", condition="σ = 0 %", accuracy_top5=0.95),
         "varied": case(0.6, method="six", condition="σ = 50 %", paper="±3 %", **several),
-        "many": case(0.9, method="ten", condition="σ = 0 %", target=0.85, steps_to_target=40),
-        "few": case(0.7, method="ten", condition="σ = 50 %", target=0.85, steps_to_target=None),
+        "many": case(0.9, method="ten", condition="σ = 0 %"),
+        "few": case(0.7, method="ten", condition="σ = 50 %"),
     }
 
 
-def test_accuracies_stand_with_top_k_chips_targets_and_what_the_paper_says(chips):
+def test_accuracies_stand_with_top_k_chips_and_what_the_paper_says(chips):
     table = accuracies(chips)
-    assert table.rows[0][2:] == (
-        "top-5 %",
-        "chips",
-        "median of chips %",
-        "range %",
-        "iterations to 85 %",
-        "in the paper",
-    )
+    assert table.rows[0][2:] == ("top-5 %", "chips", "median of chips %", "range %", "in the paper")
     assert columns(table, "top-5 %") == {"calm": "95.00", "varied": "", "many": "", "few": ""}
     assert columns(table, "range %")["varied"] == "50.00-70.00"
     assert columns(table, "median of chips %")["varied"] == "60.00"
-    assert columns(table, "iterations to 85 %") == {"calm": "", "varied": "", "many": "40", "few": "never"}
     assert columns(table, "in the paper")["varied"] == "±3 %"
     assert table in tables(chips)
     assert len(accuracies({"plain": {"accuracy_median": 0.5}}).rows) == 1  # no table for nothing to say
@@ -321,3 +315,226 @@ def test_histograms_are_drawn_a_panel_a_case(chips):
     assert axes.get_title() == "many, layer fc"
     assert [bar.get_height() for bar in axes.patches] == [2, 0, 5]
     assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches] == pytest.approx([-1, 0, 1])
+
+
+# convergence
+
+
+def measured(crossings, images=range(0, 1001, 100), window=1, batch=1):
+    """What a case says of its convergence: from 50 to 96 % at the crossings."""
+    accuracy = [[0.96 if count >= crossing else 0.5 for count in images] for crossing in crossings]
+    steps = [count // batch for count in images]
+    return {"target": 0.94, "window": window, "images": list(images), "steps": steps, "accuracy": accuracy}
+
+
+@pytest.fixture
+def transfer(synthetic):
+    """Scratch and transfer under three conditions, four runs each: slower, at once, never."""
+    times = {
+        "scratch": {"N = 0": (600, 700, 800, 9999), "N = 3": (600, 600, 600, 600), "N = 8": (500, 500, 500, 500)},
+        "transfer": {"N = 0": (0, 0, 0, 100), "N = 3": (200, 200, 200, 200), "N = 8": (900, 9999, 9999, 9999)},
+    }
+    return {
+        f"{method} {condition}": synthetic(
+            [(None, 10.0)],
+            method=method,
+            condition=condition,
+            baseline=method == "scratch",
+            accuracies=[0.9],
+            convergence=measured(crossings),
+            paper="3.5 times" if (method, condition) == ("transfer", "N = 3") else None,
+        )
+        for method, by_condition in times.items()
+        for condition, crossings in by_condition.items()
+    }
+
+
+def test_convergence_is_a_row_for_each_method_and_condition(transfer):
+    table = convergence(transfer)
+    assert table in tables(transfer)
+    assert table.title == "training until 94 %"
+    head, *rows = table.rows
+    assert head == (
+        *("case", "condition", "runs", "before training %", "images to 94 %", "quartiles", "never"),
+        *("times faster than scratch (95 %)", "final %", "final quartiles", "in the paper"),
+    )
+    assert [row[2:] for row in rows] == [
+        ("4", "50.00", "750", "675 to never", "1 of 4", "", "96.00", "84.50-96.00", ""),
+        ("4", "50.00", "600", "600", "0 of 4", "", "96.00", "96.00-96.00", ""),
+        ("4", "50.00", "500", "500", "0 of 4", "", "96.00", "96.00-96.00", ""),
+        ("4", "96.00", "at once", "at once to 25", "0 of 4", "≥ 7.5× (≥ 6.0)", "96.00", "96.00-96.00", ""),
+        ("4", "50.00", "200", "200", "0 of 4", "3.0× (3.0 to 3.0)", "96.00", "96.00-96.00", "3.5 times"),
+        ("4", "50.00", "never", "never", "3 of 4", "0× (0 to 0.56)", "50.00", "50.00-61.50", ""),
+    ]
+    assert len(accuracies(transfer).rows) == 1  # the paper's words stand above
+
+
+def test_convergence_is_said_in_sentences_with_notes(transfer):
+    assert findings(transfer) == [
+        "transfer reaches 94 % in at least 7.5 times (≥ 6.0) fewer images than scratch (N = 0).",
+        "transfer reaches 94 % in 3.0 times (3.0 to 3.0) fewer images than scratch (N = 3).",
+        "transfer does not reach 94 % in most runs, scratch does (N = 8).",
+    ]
+    never, bounds, _ = notes(transfer)
+    assert never.startswith("never: ")
+    assert bounds.startswith("≥ and ≤: ")
+
+
+@pytest.mark.parametrize(
+    ("scratch", "own", "said"),
+    [
+        ((200, 200), (400, 400), "own is slower to 94 % than scratch: 0.50 times (0.50 to 0.50) as fast."),
+        (
+            (200, 600, 700),
+            (300, 400, 900),
+            "own is not clearly faster or slower to 94 % than scratch: 1.5 times (0.22 to 2.3).",
+        ),
+        ((9999, 9999), (400, 400), "own reaches 94 %, scratch does not in most runs."),
+        ((9999, 9999), (9999, 9999), "Neither own nor scratch reaches 94 % in most runs."),
+        ((600,), (300,), "own reaches 94 % in 2.0 times fewer images than scratch."),
+    ],
+)
+def test_what_is_not_faster_is_said_too(synthetic, scratch, own, said):
+    results = {
+        name: synthetic([(None, 1.0)], convergence=measured(times), baseline=name == "scratch")
+        for name, times in (("scratch", scratch), ("own", own))
+    }
+    assert findings(results) == [said]
+
+
+def test_of_many_comparisons_the_largest_and_smallest_are_said(transfer, synthetic):
+    results = {}
+    for i in range(1, 10):
+        for method, crossing in (("scratch", 900), ("transfer", 100 * i)):
+            case = synthetic([(None, 1.0)], method=method, condition=f"N = {i}", baseline=method == "scratch")
+            results[f"{method} {i}"] = case | {"convergence": measured([crossing] * 3)}
+    first, last = findings(results)
+    assert "in 9.0 times" in first
+    assert "than scratch (N = 9): 1.0 times" in last
+
+
+def test_single_runs_in_batches_tell_iterations_and_nothing_of_spread(synthetic):
+    results = {
+        case: synthetic([(None, 1.0)], convergence=measured([crossing], range(100, 1001, 100), 2, 50), paper="5")
+        for case, crossing in (("a", 300), ("b", 9999))
+    }
+    table = convergence(results)
+    assert table.title == "training until 94 % (mean of 2 measurements)"
+    assert table.rows == [
+        ("case", "runs", "images to 94 %", "iterations", "final %", "in the paper"),
+        ("a", "1", "400", "8", "96.00", "5"),
+        ("b", "1", "never", "never", "50.00", "5"),
+    ]
+    assert findings(results) == []
+    assert "speed_map" not in figures(results)
+
+
+def test_different_targets_stand_in_a_column(synthetic):
+    results = {case: synthetic([(None, 1.0)], convergence=measured([300, 300])) for case in "ab"}
+    results["b"]["convergence"]["target"] = 0.9
+    table = convergence(results)
+    assert table.title == "training until the target"
+    assert columns(table, "target") == {"a": "94 %", "b": "90 %"}
+
+
+def seeds(synthetic, count=5, **changes):
+    return {
+        f"A {seed}": synthetic(
+            [(None, 10.0 + seed)], method="A", condition="hot", seed=seed, accuracies=[0.9], cells=100 + seed
+        )
+        | {"accuracy_median": 0.90 + 0.01 * seed, "convergence": measured([100 * seed])}
+        | changes
+        for seed in range(count)
+    }
+
+
+def test_seeds_of_one_experiment_are_one_row(synthetic):
+    results = seeds(synthetic) | {"B": synthetic([(None, 70.0)])}
+    runs, plain = tables(results)
+    assert columns(runs, "runs") == {"A": "5"}
+    assert columns(runs, "images to 94 %") == {"A": "200"}
+    assert columns(plain, "accuracy %") == {"A, hot, 5 seeds": "92.00", "B": "90.00"}
+    assert columns(plain, "quartiles") == {"A, hot, 5 seeds": "91.00-93.00", "B": "89.00-91.00"}
+    assert columns(plain, "energy (paper)") == {"A, hot, 5 seeds": "12", "B": "70"}
+    assert columns(plain, "cells") == {"A, hot, 5 seeds": "102", "B": "6,272"}
+    assert any(note.startswith("of several seeds") for note in notes(results))
+    assert not any(note.startswith("of several seeds") for note in notes({"B": results["B"]}))
+
+
+def test_what_a_seed_does_not_model_is_not_modelled(synthetic):
+    results = seeds(synthetic, 3)
+    results["A 1"] |= {"energy_total_j": None, "accuracy_median": None}
+    (merged,) = merge_seeds(results).values()
+    assert merged["energy_total_j"] is None
+    assert merged["accuracy_median"] is None
+    assert merged["energy_paper"] == 11
+    assert merged["reached"] is None
+
+
+def test_cases_with_several_points_or_of_one_seed_are_not_merged(synthetic, methods):
+    assert merge_seeds(methods) == methods
+    several = {case: result | {"method": "A", "seed": i} for i, (case, result) in enumerate(methods.items())}
+    assert list(merge_seeds(several)) == list(methods)
+    assert list(merge_seeds(seeds(synthetic, seed=7))) == [f"A {seed}" for seed in range(5)]
+
+
+def test_curves_of_runs_are_drawn_with_the_target_a_panel_a_condition(transfer):
+    panels = figures(transfer)["convergence"].axes
+    assert [axes.get_title() for axes in panels] == ["N = 0", "N = 3", "N = 8"]
+    drawn = lines(panels[1])
+    assert drawn["transfer"] == pytest.approx([50, 50, *[96] * 9])
+    assert drawn["target"] == [94, 94]
+    assert list(panels[1].lines[0].get_xdata()) == list(range(0, 1001, 100))
+    assert len(panels[1].collections) == 2  # bands
+
+
+def test_curves_without_a_condition_are_in_every_panel_and_panels_are_few(synthetic):
+    results = {"scratch": synthetic([(None, 1.0)], convergence=measured([900]), baseline=True)}
+    for i in range(12):
+        own = synthetic([(None, 1.0)], method="A", condition=f"{i}", accuracies=[0.9], convergence=measured([300]))
+        results[f"A {i}"] = own
+    panels = figures(results)["convergence"].axes
+    assert [axes.get_title() for axes in panels] == ["0", "2", "4", "7", "9", "11"]
+    assert all(set(lines(axes)) == {"scratch", "A", "target"} for axes in panels)
+    assert not panels[0].collections  # no band of one run
+
+
+def test_the_map_shows_every_ratio_in_its_cell(transfer):
+    axes, bar = figures(transfer)["speed_map"].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["N = 0", "N = 3", "N = 8"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["transfer"]
+    assert [text.get_text() for text in axes.texts] == ["≥ 7.5×\n(≥ 6.0)", "3.0×\n(3.0 to 3.0)", "never"]
+    assert axes.images[0].get_array().tolist() == [[4, pytest.approx(3), 0.25]]
+    assert bar.get_ylabel() == "times faster than\nscratch"
+
+
+def test_figures_of_convergence_need_what_they_show(transfer, synthetic):
+    one = {case: result for case, result in transfer.items() if result["condition"] == "N = 3"}
+    assert "convergence" in figures(one)
+    assert "speed_map" not in figures(one)  # one condition
+    assert "speed_map" not in figures({case: r | {"baseline": False} for case, r in transfer.items()})
+    assert not {"convergence", "speed_map"} & set(figures({"a": synthetic([(None, 1.0)])}))
+
+
+def test_histories_with_the_accuracies_of_all_runs_are_drawn_as_before(synthetic):
+    history = [{"step": 5.0 * i, "val/accuracy": 0.5, "val/accuracies": [0.4, 0.6]} for i in range(3)]
+    (axes,) = figures({"a": synthetic([(None, 1.0)], history=history)})["training"].axes
+    assert lines(axes) == {"a": [0.5, 0.5, 0.5]}
+
+
+def test_many_names_stand_below_the_panels(synthetic, tmp_path):
+    results = {f"a long name of case {i}": synthetic([(None, 1.0)]) for i in range(25)}
+    figure = figures(results)["training"]
+    assert figure.axes[0].get_legend() is None
+    assert len(figure.legends[0].get_texts()) == 25
+    figure.savefig(tmp_path / "training.png")  # a warning if there were no room
+
+
+def test_accuracies_under_conditions_are_those_of_all_seeds(synthetic):
+    results = {
+        f"A {seed}": synthetic([(None, 1.0)], method="A", condition="hot", seed=seed, accuracies=[0.8 + 0.1 * seed])
+        for seed in range(2)
+    }
+    (axes,) = figures(results)["accuracy_by_condition"].axes
+    (one,) = axes.containers
+    assert list(one.lines[0].get_ydata()) == pytest.approx([85])

@@ -253,6 +253,14 @@ class AnalogLayer(nn.Module, ABC):
     def outputs_per_group(self, y: Tensor) -> int:
         """How many outputs each group of y has."""
 
+    def mean_of_arrays(self, values: Tensor) -> Tensor:
+        """Mean over the samples of what each group's outputs share, as of `largest_input`; (G,)."""
+        return values.mean().reshape(1)
+
+    def of_arrays(self, values: Tensor) -> Tensor:
+        """One number a group (G,), or one for all (1,), in a shape that broadcasts to the outputs."""
+        return values
+
     @property
     @abstractmethod
     def matrix_shape(self) -> tuple[int, int, int]:
@@ -457,6 +465,14 @@ class AnalogConv2d(AnalogLayer):
 
     def outputs_per_group(self, y: Tensor) -> int:  # noqa: D102
         return y.shape[1] // self.groups
+
+    def mean_of_arrays(self, values: Tensor) -> Tensor:  # noqa: D102
+        return values.mean((0, 2, 3)).reshape(self.groups, -1)[:, 0] if self.groups > 1 else values.mean().reshape(1)
+
+    def of_arrays(self, values: Tensor) -> Tensor:  # noqa: D102
+        return (
+            values if len(values) == 1 else self._of_outputs(values.repeat_interleave(len(self.weight) // len(values)))
+        )
 
     def _largest_of_group(self, x: Tensor) -> Tensor:
         return x.abs().unflatten(1, (self.groups, -1)).amax(2)

@@ -114,6 +114,17 @@ class Cost:
         positions = [layer.positions for layer in self.layers]
         return replace(self, training=training_cost(activities, positions, energies, latencies, periphery))
 
+    def of_one(self, runs: int) -> "Cost":
+        """The cost of one of several equal networks that run side by side, as groups of the same layers."""
+        if runs == 1:
+            return self
+        layers = []
+        for layer in self.layers:
+            values = asdict(layer)
+            energies = {name: value and value / runs for name, value in values.items() if name.startswith("energy_")}
+            layers.append(replace(layer, groups=layer.groups // runs, cells=layer.cells // runs, **energies))
+        return replace(self, layers=tuple(layers), training=self.training and self.training.of_one(runs))
+
     def numbers(self) -> dict[str, float | int | None]:
         """The whole network's plain numbers, by the keys of summary.json."""
         keys = ("energy_paper", "energy_cell_j", "energy_total_j", "latency_s", "cells", "reads")

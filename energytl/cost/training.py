@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from energytl.cost.periphery import Periphery
 
@@ -75,6 +75,12 @@ class TrainingCost:
         """All joules that are modelled; None without a periphery."""
         parts = [getattr(self, field.name) for field in fields(self) if field.name.startswith("energy_")]
         return None if None in parts else math.fsum(parts)
+
+    def of_one(self, runs: int) -> "TrainingCost":
+        """The cost of one of several equal networks that trained side by side: all but time and most_writes shared."""
+        parts = {name: value for name, value in asdict(self).items() if name.startswith("energy_") and value}
+        shared = {name: value / runs for name, value in parts.items()}
+        return replace(self, pulses=self.pulses / runs, **shared)
 
     def numbers(self) -> dict[str, float | int | None]:
         """Plain numbers by the keys of result.json."""

@@ -10,6 +10,9 @@ from torch import Tensor
 from energytl.analog.layers import AnalogLayer, layers_of
 from energytl.cost.training import Activity
 
+Cells = dict[int, dict[str, Any]]
+"""Arrays of layers, by the layers' numbers in their network."""
+
 
 class OnChipOptimizer(torch.optim.Optimizer, ABC):
     """Trains weights of analog layers on their arrays; states go to checkpoints and back as they are.
@@ -77,6 +80,22 @@ class OnChipOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def activities(self) -> list[Activity]:
         """What the arrays did so far, for `energytl.cost.training`."""
+
+    def cells(self) -> Cells:
+        """The arrays as training left them, for another training to go on with."""
+        return {}
+
+    def go_on_with(self, cells: Cells) -> None:
+        """Begin with the arrays of an earlier training instead of new ones.
+
+        Raises:
+            ValueError: if its arrays are of another kind.
+        """
+        if cells:
+            raise ValueError(
+                f"{type(self).__name__} cannot go on with the arrays of the stage before: write the weights onto its "
+                "own (program), or give the stage a hardware of its own"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.

@@ -22,10 +22,13 @@ from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
-from energytl.optim.on_chip import OnChipOptimizer, refuse_variation
+from energytl.optim.on_chip import Cells, OnChipOptimizer, refuse_variation
 from energytl.optim.pulses import Lines, PulseTrain
 
 State = dict[str, Any]
+
+ARRAYS = ("slow", "fast")
+"""Names of the arrays in a weight's state: that of the weights, and A of Tiki-Taka."""
 
 
 class PulsedOptimizer(OnChipOptimizer):
@@ -68,6 +71,7 @@ class PulsedOptimizer(OnChipOptimizer):
         self.fuse = True
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.samples: dict[Tensor, Samples] = {}
+        self.earlier: Cells = {}
         super().__init__(params, lr, {"seed": seed, "on": repr(device), "by": repr(self)})
 
     def take_up(self, weight: Tensor, layers: list[AnalogLayer]) -> None:  # noqa: D102
@@ -130,6 +134,7 @@ class PulsedOptimizer(OnChipOptimizer):
                 slots = torch.zeros((), dtype=torch.float64, device=weight.device)
                 state.update({"steps": 0, "samples": 0, "slots": slots, "range": layer.weight_range})
                 state.update(self.program(shape, held, start))
+                self._take_over(layer, state)
                 array = CellArray.of(state["slow"])
                 show(layer, array.show_(self.device, start))
             if state["range"] != layer.weight_range:
@@ -151,6 +156,44 @@ class PulsedOptimizer(OnChipOptimizer):
             if float(extremes) and group["lr"]:
                 state["slots"] += self.learn(state, layer, lines, len(x), group["lr"], generator)
         samples.batches.clear()
+
+    def cells(self) -> Cells:  # noqa: D102
+        kept = {}
+        for weight, state in self.state.items():
+            layers = layers_of(weight) if isinstance(weight, nn.Parameter) and state else []
+            if layers:
+                arrays = {name: state[name] for name in ARRAYS if name in state}
+                kept[layers[0].index] = arrays | {"on": repr(self.device), "range": state["range"]}
+        return kept
+
+    def go_on_with(self, cells: Cells) -> None:
+        """Begin with these arrays; of those that the other training did not have (A), new ones are drawn.
+
+        Raises:
+            ValueError: if they are of another device.
+        """
+        for index, arrays in cells.items():
+            if arrays["on"] != repr(self.device):
+                raise ValueError(
+                    f"the arrays of layer {index} are of {arrays['on']}, the optimizer's device is {self.device}: take "
+                    "the same, or write the weights onto new arrays (program)"
+                )
+        self.earlier = cells
+
+    def _take_over(self, layer: AnalogLayer, state: State) -> None:
+        """Put the arrays of an earlier training in the place of new ones; their pulses are counted from 0."""
+        earlier = self.earlier.get(layer.index)
+        if earlier is None:
+            return
+        if earlier["range"] != layer.weight_range or earlier["slow"]["state"].shape != state["slow"]["state"].shape:
+            raise ValueError(
+                f"layer {layer.index} has another shape or range than its arrays were programmed for: write it onto "
+                "new ones (program)"
+            )
+        for name in ARRAYS:
+            if name in earlier and name in state:
+                moved = {part: t.to(layer.weight.device, copy=True) for part, t in earlier[name].items()}
+                state[name] = moved | {"pulses": torch.zeros_like(moved["pulses"])}
 
     @abstractmethod
     def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:

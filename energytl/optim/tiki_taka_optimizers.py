@@ -29,8 +29,8 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         algorithm: which.
         fast_rate: with auto_scale the share of the longest train that the largest pair of lines of an average sample
             uses; else λ_A, what a sample moves A by for each unit of x·d.
-        auto_scale: choose λ_A by running means of the samples' max|x| and max|d|, so that the number of pulses does
-            not depend on the gradient's size.
+        auto_scale: choose λ_A by running means of the samples' max|x| and max|d|, for each group of a layer, so that
+            the number of pulses does not depend on the gradient's size.
         column_read: how columns of A are read, beside the fluctuation of the layer's own hardware.
         others: see PulsedOptimizer.
     """
@@ -71,8 +71,8 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         self, state: State, layer: AnalogLayer, lines: Lines, images: int, lr: float, generator: torch.Generator
     ) -> Tensor:
         pair = self._pair(state)
-        rate = self._rate(state, lines)
-        rates = pulse_rates(lines, rate, self.train)
+        rate = self._rate(state, layer, lines)
+        rates = pulse_rates(lines, layer.of_arrays(rate), self.train)
         noiseless = isinstance(layer.hardware.computation, Noiseless)
         fluctuation = None if noiseless else layer.hardware.fluctuation
 
@@ -80,7 +80,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             return self.column_read(weights, fluctuation, layer.rho.detach(), generator)
 
         if self.exact:
-            moved = self._learn_in_order(pair, lines, rate, images, lr, read, generator)
+            moved = self._learn_in_order(pair, lines, rate.view(-1, 1, 1), images, lr, read, generator)
         else:
             moved = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
         state.update(images=pair.images, reads=pair.reads)
@@ -103,7 +103,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         self,
         pair: Pair,
         lines: Lines,
-        rate: Tensor | float,
+        rate: Tensor,
         images: int,
         lr: float,
         read: tiki_taka.Reader,
@@ -126,11 +126,12 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             )
         return moved
 
-    def _rate(self, state: State, lines: Lines) -> Tensor | float:
-        """Pulses of A for each unit of x·d: λ_A/Δw_min."""
+    def _rate(self, state: State, layer: AnalogLayer, lines: Lines) -> Tensor:
+        """Pulses of A for each unit of x·d: λ_A/Δw_min, of each of the layer's arrays, (G,) or (1,)."""
         if not self.auto_scale:
-            return self.fast_rate / self.device.dw_min
-        for name, largest in (("x_scale", lines.x_max.mean()), ("d_scale", lines.d_max.mean())):
+            return torch.full((1,), self.fast_rate / self.device.dw_min, device=layer.weight.device)
+        for name, extremes in (("x_scale", lines.x_max), ("d_scale", lines.d_max)):
+            largest = layer.mean_of_arrays(extremes)
             state[name] = torch.lerp(largest, state[name], self.memory) if name in state else largest
         rate: Tensor = self.fast_rate * self.train.longest / (state["x_scale"] * state["d_scale"])
         return rate.nan_to_num(0.0, 0.0, 0.0)

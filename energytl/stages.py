@@ -1,0 +1,216 @@
+"""What comes before a recipe's own training: digital pre-training, analog stages, the write onto the arrays.
+
+Each goes on from the last one's weights. Trainings are kept by everything that they depend on, so that cases, seeds and
+later runs that start from the same ones do not repeat them.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from energytl.analog.convert import analog_layers, calibrate, configure, convert
+from energytl.analog.hardware import Hardware
+from energytl.analog.noise import fold
+from energytl.analog.programming import program_
+from energytl.callbacks import History
+from energytl.classifier import Classifier
+from energytl.data import ImageData
+from energytl.optim.on_chip import Cells
+from energytl.recipe import Case, Pretrain, Recipe, RecipeError, Stage
+from energytl.results import Result, write_tensors
+from energytl.training import (
+    Row,
+    before_fit,
+    digest,
+    fit,
+    load_tensors,
+    load_weights,
+    only_one,
+    several_processes,
+)
+
+PRETRAIN = "pretrain"
+"""Name of the digital pre-training among the stages."""
+
+
+@dataclass
+class Start:
+    """What the recipe's own training starts from, besides the weights.
+
+    Attributes:
+        rho: of each layer by name, where a stage trained it.
+        state: state dict of the last stage's analog network, if its arrays go on.
+        cells: these arrays, if they trained on the chip.
+        curves: name and training curves of each training so far.
+    """
+
+    rho: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] | None = None
+    cells: Cells = field(default_factory=dict)
+    curves: list[Result] = field(default_factory=list)
+
+    def apply_(self, analog: nn.Module) -> None:
+        """Give a converted network with the weights all that goes on besides them."""
+        if self.state is not None:
+            analog.load_state_dict(self.state)
+        for name, layer in analog_layers(analog).items():
+            if name in self.rho:
+                layer.configure(rho=float(self.rho[name]))
+
+
+def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
+    """Pre-train and go through all stages; the recipe's network ends with the weights of the last one.
+
+    Args:
+        case: its settings.
+        recipe: what they make.
+        kept: folder of finished trainings, where those with the same settings are taken from.
+    """
+    start, settings = Start(), case.resolved()
+    trainings: dict[str, Pretrain] = {PRETRAIN: recipe.pretrain} if recipe.pretrain else {}
+    for number, (name, stage) in enumerate((trainings | recipe.stages).items(), 1):
+        folder = kept / digest(before_fit(settings, recipe, number))
+        done = folder / "network.pt"
+        with only_one(folder):
+            if not done.is_file():
+                content = _train(case, recipe, name, stage, start, folder / "checkpoints")
+                rank_zero_only(write_tensors)(done, content)
+                if several_processes():
+                    torch.distributed.barrier()  # the others load what the first one writes
+        found = load_tensors(done, "kept training")
+        load_what_fits(recipe.network, found["network"])
+        goes_on = isinstance(stage, Stage) and stage.hardware is None
+        start.state = found["analog"] if goes_on else None
+        start.cells = found["cells"] if goes_on else {}
+        start.rho |= found["rho"]
+        start.curves.append({"stage": name, "history": found["history"]})
+    if recipe.program is not None:
+        start.state, start.cells = None, {}
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    return start
+
+
+def analog_network(recipe: Recipe, network: nn.Module, hardware: Hardware, data: ImageData, seed: int) -> nn.Module:
+    """A digital network on analog hardware, calibrated on training images if they are there."""
+    analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1))
+    if data.train_set is not None:
+        data.trainer = None  # all processes calibrate on the same images
+        batches = islice(data.train_dataloader(), recipe.calibration_batches)
+        device = next(network.parameters()).device
+        calibrate(analog, (images.to(device) for images, _ in batches))
+    return analog
+
+
+def program(recipe: Recipe, analog: nn.Module) -> None:
+    """Write the network's weights onto its arrays, with the errors that the recipe asks for."""
+    if recipe.program is not None:
+        program_(analog, recipe.program.error, recipe.program.stuck, fold(recipe.seed, 7))
+
+
+def first_row(accuracies: list[float]) -> Row:
+    """The row of the training curves before the first epoch, of one run or several."""
+    row: Row = {"epoch": 0.0, "step": 0.0, "val/accuracy": sum(accuracies) / len(accuracies)}
+    return row | ({"val/accuracies": accuracies} if len(accuracies) > 1 else {})
+
+
+def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Take layers out of training by their names: their parameters, and the statistics of norms.
+
+    Args:
+        network: whose modules are frozen; in place.
+        patterns: names of modules or parameters, * for anything.
+
+    Raises:
+        ValueError: for a pattern that nothing fits.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> freeze(network, ("0",))
+    >>> [parameter.requires_grad for parameter in network.parameters()]
+    [False, False, True, True]
+    """
+    for pattern in patterns:
+        modules = [module for name, module in network.named_modules() if name and fnmatch(name, pattern)]
+        parameters = [p for name, p in network.named_parameters() if fnmatch(name, pattern)]
+        if not modules and not parameters:
+            known = ", ".join(name for name, _ in network.named_children())
+            raise ValueError(f"frozen: no layer fits {pattern!r}; the network's parts: {known}")
+        for module in modules:
+            module.requires_grad_(False).eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def load_what_fits(network: nn.Module, state: dict[str, Any]) -> None:
+    """Take all parameters and buffers of a state dict that the network has, too, by name and shape.
+
+    Raises:
+        RecipeError: if there are none.
+    """
+    own = network.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise RecipeError(
+            f"{type(network).__name__} has no parameter in common, by name and shape, with the network trained before "
+            "it: give pretrain.network and network the same layers but for the last"
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+def _train(case: Case, recipe: Recipe, name: str, stage: Pretrain, start: Start, checkpoints: Path) -> dict[str, Any]:
+    """One training, from the weights that the recipe's network has; what is kept of it."""
+    seed = recipe.seed if stage.seed is None else stage.seed
+    data = stage.data or recipe.data
+    network = _learner(case, recipe, name, stage)
+    seed_everything(seed, workers=True, verbose=False)
+    history = History()
+    if not isinstance(stage, Stage):
+        module = Classifier(network, data.classes, stage.optimizer, stage.scheduler, runs=data.runs)
+        fit(case, module, stage, data, seed, checkpoints, None, history)
+        return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
+    teacher = copy.deepcopy(network) if stage.objective.distillation else None
+    analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
+    going_on = start if stage.hardware is None else Start(start.rho)
+    going_on.apply_(analog)
+    configure(analog, computation=stage.training_computation)
+    module = Classifier(
+        analog, data.classes, stage.optimizer, stage.scheduler, stage.objective, teacher, runs=data.runs
+    )
+    optimizers = fit(case, module, stage, data, seed, checkpoints, None, history, cells=going_on.cells)
+    if module.ranges is not None:
+        module.ranges.settle()
+    trained = stage.objective.trains_rho
+    return {
+        "network": network.state_dict(),
+        "analog": analog.state_dict(),
+        "cells": {index: cells for optimizer in optimizers for index, cells in optimizer.cells().items()},
+        "rho": {name: layer.rho.detach() for name, layer in analog_layers(analog).items()} if trained else {},
+        "history": history.rows,
+    }
+
+
+def _learner(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> nn.Module:
+    """The digital network with which a training begins: the recipe's, or the stage's own with what fits of its weights.
+
+    With a seed of its own, random weights come from that.
+    """
+    source, own = recipe, stage
+    if stage.seed is not None:
+        seed_everything(stage.seed, workers=True, verbose=False)
+        source = case.build()
+        again = source.pretrain if name == PRETRAIN else source.stages[name]
+        assert again is not None
+        own = again
+    first = name == PRETRAIN
+    if own.network is None:
+        return load_weights(source.network, recipe.weights) if first else recipe.network
+    if not first or recipe.weights is not None:
+        load_what_fits(own.network, recipe.network.state_dict())
+    return own.network
