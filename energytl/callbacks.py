@@ -11,6 +11,7 @@ from torch import Tensor
 
 from energytl.analog.convert import analog_layers
 from energytl.analog.noise import fold
+from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.results import write_tensors
 
@@ -40,42 +41,52 @@ class History(Callback):
         earlier: rows of earlier trainings, which this one goes on from.
 
     Attributes:
-        rows: dictionaries of what was logged, the number of iterations, `rho`, the mean over layers, and
-            `val/accuracies` of runs side by side.
+        rows: dictionaries of what was logged, the number of epochs, iterations and images so far, `rho`, the mean over
+            layers, and `val/accuracies` of runs side by side.
+        validated: epoch and batch of the last validation.
     """
 
     def __init__(self, earlier: Sequence[dict[str, Any]] = ()) -> None:
-        last: dict[str, Any] = earlier[-1] if earlier else {"epoch": 0.0, "step": 0.0}
-        self.first_epoch, self.first_step = last["epoch"], last["step"]
+        last: dict[str, Any] = earlier[-1] if earlier else {}
+        self.first = {name: last.get(name, 0.0) for name in ("epoch", "step", "images")}
+        self.validated: tuple[int, int] | None = None
         self.rows: list[dict[str, Any]] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what a validation in the middle of an epoch found; that at its end comes before `on_train_epoch_end`."""
+        if trainer.sanity_checking:
+            return
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        if not trainer.sanity_checking and not batches.is_last_batch:
-            part = batches.current.ready / trainer.num_training_batches
+        self.validated = (trainer.current_epoch, batches.current.ready)
+        if not batches.is_last_batch:
             found = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-            self._note(trainer, pl_module, part, found)
+            self._note(trainer, pl_module, found)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the epoch's end logged; validation has run."""
-        logged = trainer.callback_metrics.items()
-        row = self._note(trainer, pl_module, 1.0, {n: value for n, value in logged if not n.startswith("rho/")})
+        """Note what the epoch's end logged, and what a validation there found."""
+        at = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        left_out = ("rho/",) if self.validated == at else ("rho/", "val/")
+        found = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(left_out)}
+        row = self._note(trainer, pl_module, found)
         layers = analog_layers(pl_module)
         for name, layer in layers.items():
             pl_module.log(f"rho/{name.removeprefix('network.')}", layer.rho.detach(), on_epoch=True, on_step=False)
         if layers:
             row["rho"] = sum(float(layer.rho.detach()) for layer in layers.values()) / len(layers)
 
-    def _note(
-        self, trainer: Trainer, pl_module: LightningModule, part: float, found: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """A new row, at so much of the current epoch."""
-        row: dict[str, Any] = {"epoch": self.first_epoch + trainer.current_epoch + part}
-        row["step"] = self.first_step + trainer.global_step
+    def _note(self, trainer: Trainer, pl_module: LightningModule, found: Mapping[str, Any]) -> dict[str, Any]:
+        """A new row, after the batches that the epoch has had."""
+        batches, in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+        epochs = trainer.current_epoch + (batches / in_epoch if batches < in_epoch else 1)
+        row: dict[str, Any] = {"epoch": self.first["epoch"] + epochs, "step": self.first["step"] + trainer.global_step}
+        if isinstance(data := trainer.datamodule, ImageData):  # type: ignore[attr-defined]
+            assert data.train_set is not None
+            available, together = len(data.train_set), data.batch_size * trainer.world_size  # type: ignore[arg-type]
+            images = [min(count * together, available) for count in (in_epoch, batches)]
+            row["images"] = self.first["images"] + trainer.current_epoch * images[0] + images[1]
         row |= {name: float(value) for name, value in found.items()}
         accuracies = getattr(pl_module, "val_accuracies", ())
-        if len(accuracies) > 1:
+        if len(accuracies) > 1 and "val/accuracy" in row:
             row["val/accuracies"] = accuracies
         self.rows.append(row)
         return row
@@ -116,6 +127,22 @@ class GoOnWithCells(Callback):
         for optimizer in trainer.optimizers:
             if self.cells and trainer.global_step == 0 and isinstance(optimizer, OnChipOptimizer):
                 optimizer.go_on_with(self.cells)
+
+
+class ClipWeights(Callback):
+    """Cut the weights of analog layers to their range after each step."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Cut them."""
+        for layer in analog_layers(pl_module).values():
+            layer.clip_weight()
 
 
 class StopAtNaN(Callback):

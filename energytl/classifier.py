@@ -88,7 +88,7 @@ class Classifier(LightningModule):
         self._teacher = [teacher]  # in a list, so that it is no child
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
-            layer.log_rho.requires_grad_(self.objective.trains_rho)
+            layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
         self.ranges = TrainedRanges(self.layers) if self.objective.range_lr else None
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
@@ -153,12 +153,12 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Weights in one group, log ρ in another, if it has a price."""
-        rho = [layer.log_rho for layer in self.layers]
+        rho = [layer.log_rho for layer in self.layers if layer.log_rho.requires_grad]
         own = {id(parameter) for parameter in rho}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.network.parameters() if p.requires_grad and id(p) not in own]}
         ]
-        if rho and self.objective.trains_rho:
+        if rho:
             groups.append({"params": rho, "lr": self.objective.rho_lr, "weight_decay": 0.0})
         if self.ranges is not None:
             groups.append({"params": [*self.ranges.parameters()], "lr": self.objective.range_lr, "weight_decay": 0.0})

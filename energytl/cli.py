@@ -22,7 +22,7 @@ from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
 from energytl.report import report
 from energytl.results_page import results_page
-from energytl.run import prepare, run_case
+from energytl.run import prepare
 from energytl.stages import analog_network
 from energytl.study.confirm import confirm_front, write_front
 from energytl.study.quantities import QUANTITIES
@@ -32,6 +32,7 @@ from energytl.study.search import Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
+from energytl.workers import run_cases
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -119,6 +120,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run, cost = recipe_commands["run"], recipe_commands["cost"]
     run.add_argument("--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go (default: logs)")
     run.add_argument("--resume", action="store_true", help="go on where the same recipe stopped")
+    run.add_argument("--workers", type=int, default=1, metavar="N", help="run so many cases at a time (default: 1)")
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
     finished.add_argument("folder", type=Path, metavar="FOLDER", help="of runs: logs/RECIPE, or logs/search/STUDY")
@@ -199,11 +201,11 @@ def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
 
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     folder = given.out / given.recipe.stem
+    if given.workers < 1:
+        raise RecipeError(f"--workers is {given.workers}; allowed: 1 or more")
     for case in chosen:
         prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
-    for case in chosen:
-        print(f"{case.name} ({cases.index(case) + 1} of {len(cases)})", file=sys.stderr)
-        run_case(case, cases.index(case), folder, given.resume)
+    run_cases({cases.index(case): case for case in chosen}, folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
     print(report(folder, [case.name for case in cases]))

@@ -28,10 +28,13 @@ class Convergence:
     Attributes:
         target: the accuracy, as a fraction.
         window: measurements that the running mean is over, which is compared with the target; 1: each by itself.
+        start: lowest and highest accuracy before training of the runs that count, compared with the baseline's runs in
+            the same places (of the same tasks); null: all count.
     """
 
     target: float
     window: int = 1
+    start: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no accuracy reaches and a mean of nothing."""
@@ -39,15 +42,19 @@ class Convergence:
             raise ValueError(f"convergence.target is {self.target}; allowed: above 0 up to 1, as 0.94")
         if self.window < 1:
             raise ValueError(f"convergence.window is {self.window}; allowed: 1 or more")
+        if self.start is not None and not 0 <= self.start[0] <= self.start[1] <= 1:
+            raise ValueError(f"convergence.start is {list(self.start)}; allowed: two fractions, as [0.6, 0.8]")
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """All runs of an experiment: those of its networks and seeds.
+    """The runs of an experiment that count: of its networks and seeds, those that start in its range.
 
     Attributes:
         target: accuracy that is waited for.
         window: measurements of the running mean.
+        start: range of the accuracy before training; None: any. It does not concern baselines.
+        counted: which of all runs count, bool.
         images: training images before each measurement, int64 (T,).
         steps: training iterations before each measurement, int64 (T,).
         accuracy: on test images, float64 (R, T).
@@ -57,6 +64,8 @@ class Group:
 
     target: float
     window: int
+    start: tuple[float, float] | None
+    counted: Tensor
     images: Tensor
     steps: Tensor
     accuracy: Tensor
@@ -225,7 +234,7 @@ def experiments(results: dict[str, Result]) -> dict[Key, dict[str, Result]]:
 
 
 def groups(results: dict[str, Result]) -> dict[Key, Group]:
-    """The runs of each experiment that measured its convergence.
+    """The runs of each experiment that measured its convergence, if any of them counts.
 
     Raises:
         ValueError: in one line, if cases of one experiment differ in target, window, or when they measured.
@@ -234,22 +243,30 @@ def groups(results: dict[str, Result]) -> dict[Key, Group]:
     found = {}
     for key, cases in experiments(measured).items():
         (first, one), *others = cases.items()
-        same = {name: one["convergence"][name] for name in ("target", "window", "images", "steps")}
+        same = {name: one["convergence"].get(name) for name in ("target", "window", "start", "images", "steps")}
         for case, other in others:
             for name, value in same.items():
-                if other["convergence"][name] != value:
+                if other["convergence"].get(name) != value:
                     raise ValueError(
                         f"{first} and {case} are one method under one condition, but their convergence.{name} differ"
                     )
+        runs = [torch.tensor(result["convergence"]["accuracy"], dtype=torch.float64) for result in cases.values()]
+        accuracy, baseline = torch.cat(runs), any(result.get("baseline") for result in cases.values())
+        counted = torch.ones(len(accuracy), dtype=torch.bool)
+        if same["start"] is not None and not baseline:
+            lowest, highest = same["start"]
+            counted = (accuracy[:, 0] >= lowest - ROUNDING) & (accuracy[:, 0] <= highest + ROUNDING)
+        if not counted.any():
+            continue
         found[key] = Group(
             target=same["target"],
             window=same["window"],
+            start=None if same["start"] is None else tuple(same["start"]),
+            counted=counted,
             images=torch.tensor(same["images"]),
             steps=torch.tensor(same["steps"]),
-            accuracy=torch.cat(
-                [torch.tensor(result["convergence"]["accuracy"], dtype=torch.float64) for result in cases.values()]
-            ),
-            baseline=any(result.get("baseline") for result in cases.values()),
+            accuracy=accuracy[counted],
+            baseline=baseline,
             paper=next((result["paper"] for result in cases.values() if result.get("paper")), ""),
         )
     return found
@@ -265,13 +282,15 @@ def speeds(found: dict[Key, Group]) -> dict[Key, Speed]:
         rivals = {
             key: group
             for key, group in found.items()
-            if group.baseline and (group.target, group.window) == (own.target, own.window)
+            if group.baseline and (group.target, group.window, group.start) == (own.target, own.window, own.start)
         }
         near = {key: group for key, group in rivals.items() if key[1] == condition}
         near = near or {key: group for key, group in rivals.items() if key[1] is None}
         if near and not own.baseline:
             name, _ = best = min(near, key=lambda key: _median(near[key].images_to_target))
             scratch, transfer = near[best].images_to_target, own.images_to_target
+            if len(scratch) == len(own.counted):  # the same tasks
+                scratch = scratch[own.counted]
             resolution = max(near[best].resolution, own.resolution)
             ratio = speed_ratio(scratch, transfer, resolution)
             bounds = [_median(times) < _median(times.clamp(min=resolution)) for times in (scratch, transfer)]

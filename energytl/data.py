@@ -176,7 +176,7 @@ class MNIST(_TorchvisionData):
         super().__init__(root, download, (1, 28, 28), 10, batch_size, workers, seed)
 
     def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
-        return torchvision.datasets.MNIST(self.root, train, transforms.ToTensor(), download=self.download)
+        return _grey(torchvision.datasets.MNIST(self.root, train, download=self.download))
 
 
 class FashionMNIST(_TorchvisionData):
@@ -188,7 +188,12 @@ class FashionMNIST(_TorchvisionData):
         super().__init__(root, download, (1, 28, 28), 10, batch_size, workers, seed)
 
     def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
-        return torchvision.datasets.FashionMNIST(self.root, train, transforms.ToTensor(), download=self.download)
+        return _grey(torchvision.datasets.FashionMNIST(self.root, train, download=self.download))
+
+
+def _grey(images: torchvision.datasets.MNIST) -> TensorDataset:
+    """All images (n, 1, 28, 28), 0..1, and classes, as transforms.ToTensor makes them one by one."""
+    return TensorDataset(images.data.float().div_(255).unsqueeze(1), images.targets)
 
 
 class _AnyCIFAR10(torchvision.datasets.CIFAR10):

@@ -186,7 +186,9 @@ def _plain(thing: object) -> list[tuple[str, object]]:
     named = [(name, value) for name, value in sorted(vars(thing).items()) if name[0] != "_" and name != "workers"]
     inner = [(name, value) for name, value in named if isinstance(value, ImageData)]
     wrapped: list[tuple[str, object]] = [(f"{name} {type(value).__qualname__}", _plain(value)) for name, value in inner]
-    return wrapped + [(name, value) for name, value in named if isinstance(value, str | int | float | tuple | Path | None)]
+    return wrapped + [
+        (name, value) for name, value in named if isinstance(value, str | int | float | tuple | Path | None)
+    ]
 
 
 def _identity(data: Dataset[Any] | None) -> Iterator[bytes]:

@@ -47,6 +47,20 @@ def conv_fc(kernels: int = 10, channels: int = 1, classes: int = 10) -> nn.Modul
     )
 
 
+def conv3_fc(widths: tuple[int, int, int] = (16, 32, 64), channels: int = 3, classes: int = 10) -> nn.Module:
+    """Three 3×3 convolutions, each with ReLU and pooling, and one fully connected layer, for 32×32 images.
+
+    The layers of Athena 2024, table 1; the widths are ours.
+    """
+    layers: dict[str, nn.Module] = {}
+    for number, width in enumerate(widths, 1):
+        layers[f"conv{number}"] = nn.Conv2d(channels, width, 3, padding=1)
+        layers |= {f"relu{number}": nn.ReLU(), f"pool{number}": nn.MaxPool2d(2)}
+        channels = width
+    layers |= {"flatten": nn.Flatten(), "fc": nn.Linear(16 * channels, classes)}
+    return nn.Sequential(OrderedDict(layers))
+
+
 class SideBySide(nn.Module):
     """Many independent networks of one layer without bias, as groups of one convolution; for data with several runs.
 
@@ -66,9 +80,10 @@ class SideBySide(nn.Module):
         self.layer = nn.Conv2d(runs * features, runs * classes, 1, groups=runs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (N, runs·features, 1, 1) → logits (N, classes, runs)."""
+        """Inputs (N, runs·features, 1, 1) → logits (N, classes, runs), or (N, classes) of a single run."""
         logits: Tensor = self.layer(x)
-        return logits.view(len(x), self.runs, -1).mT
+        logits = logits.view(len(x), self.runs, -1).mT
+        return logits if self.runs > 1 else logits.squeeze(-1)
 
 
 def torchvision_model(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:

@@ -56,6 +56,7 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
     `merge_seeds`.
     """
     makers: dict[str, Callable[[dict[str, Result]], Figure | None]] = {
+        "learning_costs": learning_costs,
         "training_on_chip": training_on_chip,
         "least_energy": least_energy,
         "energy_by_condition": energy_by_condition,
@@ -469,6 +470,40 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
     if len(on_chip) > MOST_INSIDE:
         right.set_xticks(range(len(on_chip)), list(on_chip), rotation=90, ha="center", fontsize="small")
     right.legend(fontsize="small")
+    return figure
+
+
+def learning_costs(results: dict[str, Result]) -> Figure | None:
+    """Accuracy after learning on the chip against what reading, and what learning took; a line for each method."""
+    axes_of = {
+        "energy_cell_j": ("cells' energy per image", "J"),
+        "training_energy_j": ("energy of the training", "J"),
+        "training_latency_s": ("time of the training", "s"),
+    }
+    merged = merge_seeds({case: result for case, result in results.items() if "training_pulses" in result})
+    shown = [
+        result for result in merged.values() if None not in [result.get(key) for key in ("accuracy_median", *axes_of)]
+    ]
+    methods = list(dict.fromkeys(result["method"] for result in shown if result.get("method")))
+    if len(methods) < 2:
+        return None
+    figure, row = panels(len(axes_of), columns=len(axes_of))
+    for axes, (key, (label, unit)) in zip(row, axes_of.items(), strict=True):
+        for number, method in enumerate(methods):
+            own = sorted((result for result in shown if result.get("method") == method), key=lambda result: result[key])
+            low, middle, high = (
+                [100 * result[f"accuracy_{part}"] for result in own] for part in ("q25", "median", "q75")
+            )
+            spread = [
+                [m - lo for m, lo in zip(middle, low, strict=True)],
+                [hi - m for m, hi in zip(middle, high, strict=True)],
+            ]
+            where = [result[key] for result in own]
+            axes.errorbar(where, middle, spread, marker="o", capsize=3, color=f"C{number}", label=method)
+        axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
+        label_decades(axes.xaxis, unit)
+        axes.grid(alpha=0.3)
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     return figure
 
 

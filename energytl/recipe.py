@@ -42,6 +42,10 @@ KEPT = "trained"
 """Folder beside the recipes' runs with finished trainings that other runs may share."""
 
 
+PRETRAIN = "pretrain"
+"""Name of the digital pre-training among the trainings before the recipe's own."""
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message is one line for its author."""
 
@@ -59,11 +63,14 @@ class Fit:
         epochs: passes over the training set.
         optimizer: any of torch's, or your own, by class path.
         scheduler: any of torch's, stepped after each epoch.
+        clip_weights: cut weights of analog layers to their range after each step: hardware-aware training of weights
+            that are not rounded, for cells that hold no more.
     """
 
     epochs: int = 5
     optimizer: Callable[[Iterable[Any]], Optimizer] = adam
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    clip_weights: bool = False
 
     def __post_init__(self) -> None:
         """Refuse to train for less than an epoch."""
@@ -101,6 +108,12 @@ class Stage(Pretrain):
     hardware: Hardware | None = None
     training_computation: Computation = Moments()
     objective: Objective = Objective()
+
+    def __post_init__(self) -> None:
+        """Refuse a family of prices."""
+        super().__post_init__()
+        if len(self.objective.stages()) > 1:
+            raise ValueError("objective.energy_weight of a stage is one number; add a stage for each other one")
 
 
 @dataclass(frozen=True)
@@ -182,15 +195,24 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse an uncalibrated network, and settings of a training that there is not."""
+        if PRETRAIN in self.stages:
+            raise ValueError(f"stages: {PRETRAIN} is the digital training before them; give the stage another name")
         for key in ("convergence", "frozen"):
             if getattr(self, key) and self.train is None:
                 raise ValueError(f"{key} is about training, but train is null: leave it out")
+        if self.pretrain is not None and self.pretrain.clip_weights:
+            raise ValueError("pretrain.clip_weights: digital weights have no range; leave it out, or make it a stage")
         if self.data.runs > 1 and self.evaluation is not None:
             raise ValueError(
                 f"evaluation is of one network, but {self.data.runs} runs train side by side: set evaluation: null"
             )
         if self.calibration_batches < 1:
             raise ValueError(f"calibration_batches is {self.calibration_batches}; allowed: 1 or more")
+
+    @property
+    def before(self) -> dict[str, Pretrain]:
+        """The trainings before the recipe's own, in their order, by name."""
+        return ({PRETRAIN: self.pretrain} if self.pretrain else {}) | self.stages
 
 
 @dataclass(frozen=True)
@@ -266,7 +288,7 @@ def read(
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
-    variants, seeds = _with_seeds(path, variants, content.pop("seeds", None))
+    variants, seeds = _with_seeds(path, variants, content.pop("seeds", None), content.get("method"))
     if only is not None and only not in variants:
         raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
     cases = []
@@ -288,17 +310,23 @@ def read(
     return cases
 
 
-def _with_seeds(path: Path, variants: dict[str, Any], seeds: Any) -> tuple[dict[str, Any], dict[str, int]]:  # noqa: ANN401
-    """Every case with every seed, and the seed of each of them."""
+def _with_seeds(
+    path: Path,
+    variants: dict[str, Any],
+    seeds: Any,  # noqa: ANN401
+    method: str | None,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Every case with every seed, and the seed of each of them; a case without a method is one by its name."""
     if seeds is None:
         return variants, {}
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise RecipeError(f"{path}: seeds is {seeds}; allowed: a list of whole numbers, as [0, 1, 2]")
+    numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not seeds or not numbers or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{path}: seeds is {seeds}; allowed: a list of different whole numbers, as [0, 1, 2]")
     repeated, of = {}, {}
     for case, variant in variants.items():
         for seed in seeds:
             name = f"{case}, seed {seed}"
-            repeated[name] = merge({"method": str(case)}, nested(variant or {})) | {"seed": seed}
+            repeated[name] = merge({"method": method or str(case)}, nested(variant or {})) | {"seed": seed}
             of[name] = seed
     return repeated, of
 

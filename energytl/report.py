@@ -25,6 +25,8 @@ CAPTIONS = {
     "paper_energy_by_layer": "Energy of the cells alone, in the paper's units, by layer.",
     "rho_by_layer": "Energy coefficient ρ of each layer after training and scaling.",
     "training": "Training of the analog network.",
+    "learning_costs": "Accuracy after learning on the chip against the energy of reading an image, and what "
+    "learning took: median and quartiles.",
     "training_on_chip": "Training on the chip: accuracy (dashed: digital training), and its energy.",
 }
 

@@ -18,6 +18,7 @@ FIRST_FIGURES = (
     "energy_by_condition",
     "accuracy_by_condition",
     "weights",
+    "learning_costs",
     "convergence",
     "speed_map",
     "accuracy_energy",

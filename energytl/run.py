@@ -24,10 +24,12 @@ from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
+from energytl.data import ImageData
 from energytl.evaluation import Batches, digital_ranks, run_accuracies
+from energytl.objectives import Objective
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
-from energytl.recipe import KEPT, Case, Recipe, RecipeError, flat
+from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Recipe, RecipeError, Stage, flat
 from energytl.results import (
     POINT_KEYS,
     Result,
@@ -38,7 +40,7 @@ from energytl.results import (
     versions,
     write_json,
 )
-from energytl.stages import analog_network, before_training, first_row, freeze, program
+from energytl.stages import analog_network, before_training, first_row, freeze, load_what_fits, program
 from energytl.training import Row, Trained, load_weights, several_processes, train
 
 HELD_IMAGES_BYTES = 2**31
@@ -132,13 +134,13 @@ def _accuracies(stage: str, recipe: Recipe, network: nn.Module) -> dict[str, lis
 
 def _curves(recipe: Recipe, history: list[Row]) -> Result:
     """Accuracy of each run against images, with what it is compared to."""
-    assert recipe.convergence is not None and recipe.data.train_set is not None
-    images = len(recipe.data.train_set)  # type: ignore[arg-type]
-    accuracies = [row.get("val/accuracies") or [row["val/accuracy"]] for row in history]
+    assert recipe.convergence is not None
+    measured = [row for row in history if "val/accuracy" in row]
+    accuracies = [row.get("val/accuracies") or [row["val/accuracy"]] for row in measured]
     return {
         **asdict(recipe.convergence),
-        "images": [int(min(row["step"] * recipe.data.batch_size, row["epoch"] * images)) for row in history],
-        "steps": [int(row["step"]) for row in history],
+        "images": [int(row["images"]) for row in measured],
+        "steps": [int(row["step"]) for row in measured],
         "accuracy": [list(run) for run in zip(*accuracies, strict=True)],
     }
 
@@ -207,29 +209,21 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     if (recipe.pretrain or recipe.train) and not missing and recipe.data.train_set is recipe.data.test_set:
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
-        with inference(recipe.network):
-            outputs = recipe.network(torch.zeros(1, *recipe.data.shape))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"case {case.name}: the network does not take images of shape {recipe.data.shape}: {error}"
-        ) from error
-    runs = recipe.data.runs
-    if outputs.shape != (1, recipe.data.classes, *[runs][: runs > 1]):
-        raise RecipeError(
-            f"case {case.name}: the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has "
-            f"{recipe.data.classes} classes{f' in {runs} runs' if runs > 1 else ''}: set the network's classes"
-            f"{' and runs' if runs > 1 else ''}"
-        )
-    try:
-        analog = convert(recipe.network, recipe.hardware, strict=recipe.strict, seed=0)
-        freeze(copy.deepcopy(analog), recipe.frozen)
-        if recipe.train is not None:  # settings of the optimizer are checked where it is made
-            train, classes = recipe.train, recipe.data.classes
-            objective = recipe.objective.stages()[0]
-            module = Classifier(analog, classes, train.optimizer, train.scheduler, objective, recipe.network)
-            module.configure_optimizers()
+        _refuse_other_shapes(recipe.network, recipe.data)
+        for name, stage in recipe.before.items():
+            if stage.network is not None or stage.data is not None:
+                _refuse_other_shapes(stage.network or recipe.network, stage.data or recipe.data, f"{name}: ")
+            if stage.network is not None:
+                load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
+            if isinstance(stage, Stage):
+                trial = convert(copy.deepcopy(stage.network or recipe.network), stage.hardware or recipe.hardware)
+                _refuse_optimizer(trial, stage, stage.objective)
+        analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
         if recipe.program is not None:
-            program(recipe, copy.deepcopy(analog))  # refuses what it cannot write
+            program(recipe, analog)  # refuses what it cannot write
+        freeze(analog, recipe.frozen)
+        if recipe.train is not None:
+            _refuse_optimizer(analog, recipe.train, recipe.objective.stages()[0])
     except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
@@ -242,10 +236,31 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     return recipe
 
 
+def _refuse_other_shapes(network: nn.Module, data: ImageData, where: str = "") -> None:
+    """Refuse data that the network does not take, or whose classes are not its own."""
+    try:
+        with inference(network):
+            outputs = network(torch.zeros(1, *data.shape))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise RecipeError(f"{where}the network does not take images of shape {data.shape}: {error}") from error
+    if outputs.shape != (1, data.classes, *[data.runs][: data.runs > 1]):
+        raise RecipeError(
+            f"{where}the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has {data.classes} "
+            f"classes{f' in {data.runs} runs' if data.runs > 1 else ''}: set the network's classes"
+            f"{' and runs' if data.runs > 1 else ''}"
+        )
+
+
+def _refuse_optimizer(analog: nn.Module, settings: Fit, objective: Objective) -> None:
+    """Refuse, before anything trains, what an optimizer does where it is made."""
+    if not any(parameter.requires_grad for parameter in analog.parameters()):
+        raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
+    Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog).configure_optimizers()
+
+
 def missing_data(recipe: Recipe) -> str | None:
     """None if all data can be loaded, else one line that says what is missing and what to do."""
-    before = {"pretrain": recipe.pretrain} if recipe.pretrain else {}
-    before |= {f"stages.{name}": stage for name, stage in recipe.stages.items()}
+    before = {name if name == PRETRAIN else f"stages.{name}": stage for name, stage in recipe.before.items()}
     for key, data in [("", recipe.data), *((f"{key}.", stage.data) for key, stage in before.items())]:
         missing = data.present() if data is not None else None
         if missing:

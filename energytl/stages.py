@@ -24,7 +24,7 @@ from energytl.callbacks import History
 from energytl.classifier import Classifier
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells
-from energytl.recipe import Case, Pretrain, Recipe, RecipeError, Stage
+from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
 from energytl.results import Result, write_tensors
 from energytl.training import (
     Row,
@@ -36,9 +36,6 @@ from energytl.training import (
     only_one,
     several_processes,
 )
-
-PRETRAIN = "pretrain"
-"""Name of the digital pre-training among the stages."""
 
 
 @dataclass
@@ -75,19 +72,18 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
         kept: folder of finished trainings, where those with the same settings are taken from.
     """
     start, settings = Start(), case.resolved()
-    trainings: dict[str, Pretrain] = {PRETRAIN: recipe.pretrain} if recipe.pretrain else {}
-    for number, (name, stage) in enumerate((trainings | recipe.stages).items(), 1):
+    for number, (name, stage) in enumerate(recipe.before.items(), 1):
         folder = kept / digest(before_fit(settings, recipe, number))
         done = folder / "network.pt"
         with only_one(folder):
             if not done.is_file():
-                content = _train(case, recipe, name, stage, start, folder / "checkpoints")
+                content = _train(case, recipe, name, number, start, folder / "checkpoints")
                 rank_zero_only(write_tensors)(done, content)
                 if several_processes():
                     torch.distributed.barrier()  # the others load what the first one writes
         found = load_tensors(done, "kept training")
         load_what_fits(recipe.network, found["network"])
-        goes_on = isinstance(stage, Stage) and stage.hardware is None
+        goes_on = isinstance(stage, Stage) and stage.hardware is None and stage.network is None
         start.state = found["analog"] if goes_on else None
         start.cells = found["cells"] if goes_on else {}
         start.rho |= found["rho"]
@@ -117,7 +113,7 @@ def program(recipe: Recipe, analog: nn.Module) -> None:
 
 def first_row(accuracies: list[float]) -> Row:
     """The row of the training curves before the first epoch, of one run or several."""
-    row: Row = {"epoch": 0.0, "step": 0.0, "val/accuracy": sum(accuracies) / len(accuracies)}
+    row: Row = {"epoch": 0.0, "step": 0.0, "images": 0.0, "val/accuracy": sum(accuracies) / len(accuracies)}
     return row | ({"val/accuracies": accuracies} if len(accuracies) > 1 else {})
 
 
@@ -156,7 +152,7 @@ def load_what_fits(network: nn.Module, state: dict[str, Any]) -> None:
     """
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
+    if not any(name in fitting for name, _ in network.named_parameters()):
         raise RecipeError(
             f"{type(network).__name__} has no parameter in common, by name and shape, with the network trained before "
             "it: give pretrain.network and network the same layers but for the last"
@@ -164,9 +160,12 @@ def load_what_fits(network: nn.Module, state: dict[str, Any]) -> None:
     network.load_state_dict(fitting, strict=False)
 
 
-def _train(case: Case, recipe: Recipe, name: str, stage: Pretrain, start: Start, checkpoints: Path) -> dict[str, Any]:
-    """One training, from the weights that the recipe's network has; what is kept of it."""
+def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, checkpoints: Path) -> dict[str, Any]:
+    """One training, the number-th, from the weights that the recipe's network has; what is kept of it."""
+    stage = recipe.before[name]
     seed = recipe.seed if stage.seed is None else stage.seed
+    if isinstance(stage, Stage):
+        seed = fold(seed, 9, number) % 2**32  # cells and pulses are not those of another training
     data = stage.data or recipe.data
     network = _learner(case, recipe, name, stage)
     seed_everything(seed, workers=True, verbose=False)
@@ -177,7 +176,7 @@ def _train(case: Case, recipe: Recipe, name: str, stage: Pretrain, start: Start,
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
     teacher = copy.deepcopy(network) if stage.objective.distillation else None
     analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
-    going_on = start if stage.hardware is None else Start(start.rho)
+    going_on = start if stage.hardware is None and stage.network is None else Start(start.rho)
     going_on.apply_(analog)
     configure(analog, computation=stage.training_computation)
     module = Classifier(
@@ -205,9 +204,7 @@ def _learner(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> nn.Modul
     if stage.seed is not None:
         seed_everything(stage.seed, workers=True, verbose=False)
         source = case.build()
-        again = source.pretrain if name == PRETRAIN else source.stages[name]
-        assert again is not None
-        own = again
+        own = source.before[name]
     first = name == PRETRAIN
     if own.network is None:
         return load_weights(source.network, recipe.weights) if first else recipe.network

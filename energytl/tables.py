@@ -160,7 +160,7 @@ def convergence(results: dict[str, Result]) -> Table:
         "case": lambda key, group: key[0],
         "condition": lambda key, group: key[1] or "",
         "target": lambda key, group: target_text(group) if len(targets) > 1 else "",
-        "runs": lambda key, group: f"{len(group.accuracy)}",
+        "runs": lambda key, group: _runs(group),
         "before training %": _before_training,
         f"images to {one.partition(' (')[0]}": lambda key, group: _when(order_quartiles(group.images_to_target)[1]),
         "quartiles": lambda key, group: _when_quartiles(group),
@@ -179,8 +179,16 @@ def convergence(results: dict[str, Result]) -> Table:
 
 def target_text(group: Group) -> str:
     """The target in words, as "94 % (mean of 3 measurements)"."""
-    window = f" (mean of {group.window} measurements)" if group.window > 1 else ""
-    return f"{100 * group.target:g} %{window}"
+    remarks = [f"mean of {group.window} measurements"] if group.window > 1 else []
+    if group.start is not None:
+        remarks.append("of runs that start at {:g} to {:g} %".format(*(100 * bound for bound in group.start)))
+    said = f" ({'; '.join(remarks)})" if remarks else ""
+    return f"{100 * group.target:g} %{said}"
+
+
+def _runs(group: Group) -> str:
+    """How many runs count, of how many."""
+    return f"{len(group.accuracy)}" + ("" if group.counted.all() else f" of {len(group.counted)}")
 
 
 def speed_text(speed: Speed | None, between: str = " ") -> str:

@@ -97,8 +97,8 @@ class Reduced(ImageData):
         labels: the classes to keep; label i of a run means labels[i].
         dimensions: numbers that an image is projected to.
         elements: of these, that a run sees: the first ones.
-        changed: of these, that are replaced by random others of the dimensions; runs that differ in this alone
-            replace the same ones first.
+        changed: of these, that are replaced by random others of the dimensions; without a ceiling, data that differ
+            in this alone replace the same ones first.
         projections: different projections.
         repeats: runs with each projection.
         ceiling: share of the training images (0..1) that a linear classifier without bias must get right on the first
@@ -167,9 +167,10 @@ class Reduced(ImageData):
         train, test = _sets(self.images)
         if train is test:
             raise ValueError("data.images has no training images apart from its test images; add these")
-        x, labels = self._kept(train, self.train_images, "training")
-        test_x, test_labels = self._kept(test, self.test_images, "test")
+        x, labels = self._kept(train, "training")
+        test_x, test_labels = self._kept(test, "test", self.test_images)
         matrices = self._matrices(x, labels)
+        used = _evenly_spaced(len(x), min(self.train_images, len(x)))
         orders: list[Tensor] = []
         trained, tested = [], []
         for matrix in matrices:
@@ -177,24 +178,27 @@ class Reduced(ImageData):
             largest = float(projected.abs().max()) or 1.0
             for _ in range(self.repeats):
                 run = len(orders)
-                seen = self._seen(run)
-                order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold(self.seed, 1, run)))
+                seen = self._seen(run, projected, labels)
+                order = torch.randperm(len(used), generator=torch.Generator().manual_seed(fold(self.seed, 1, run)))
+                order = torch.tensor(used)[order]
                 orders.append(order)
                 trained.append(projected[order][:, seen] / largest)
                 tested.append(test_projected[:, seen] / largest)
-        return (
-            TensorDataset(torch.cat(trained, 1)[:, :, None, None], labels[torch.stack(orders, 1)]),
-            TensorDataset(torch.cat(tested, 1)[:, :, None, None], test_labels[:, None].repeat(1, self.runs)),
-        )
+        classes = labels[torch.stack(orders, 1)], test_labels[:, None].repeat(1, self.runs)
+        inputs = (torch.cat(parts, 1)[:, :, None, None] for parts in (trained, tested))
+        if self.runs == 1:
+            classes = classes[0].squeeze(1), classes[1].squeeze(1)
+        train_set, test_set = (TensorDataset(*pair) for pair in zip(inputs, classes, strict=True))
+        return train_set, test_set
 
-    def _kept(self, images: Dataset[Any], count: int, which: str) -> tuple[Tensor, Tensor]:
-        """Pixels (n, P) and labels (n,) of the images of the kept classes, at most `count`."""
+    def _kept(self, images: Dataset[Any], which: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Pixels (n, P) and labels (n,) of the images of the kept classes, at most `count`, evenly spaced."""
         found = _labels(images)
         missing = sorted(set(self.labels) - set(found.tolist()))
         if missing:
             raise ValueError(f"data.labels: data.images has no {which} images of {missing}; name other classes")
         kept = torch.isin(found, torch.tensor(self.labels)).nonzero().flatten()
-        kept = kept[_evenly_spaced(len(kept), min(count, len(kept)))]
+        kept = kept[_evenly_spaced(len(kept), min(count or len(kept), len(kept)))]
         x, labels = _read(Subset(images, kept.tolist()), self.images, self.projection_seed)
         number = torch.full((self.images.classes,), -1)
         number[list(self.labels)] = torch.arange(self.classes)
@@ -220,14 +224,25 @@ class Reduced(ImageData):
             f"{self.projections} wanted (best: {best:.4f}): set a lower --data.ceiling, or more --data.elements"
         )
 
-    def _seen(self, run: int) -> Tensor:
-        """The dimensions that a run sees, in their places."""
+    def _seen(self, run: int, projected: Tensor, labels: Tensor) -> Tensor:
+        """The dimensions that a run sees, in their places: the first choice of changes that reaches the ceiling."""
         generator = torch.Generator().manual_seed(fold(self.projection_seed, 2, run))
-        places = torch.randperm(self.elements, generator=generator)[: self.changed]
-        others = torch.randperm(self.dimensions - self.elements, generator=generator)[: self.changed]
-        seen = torch.arange(self.elements)
-        seen[places] = self.elements + others
-        return seen
+        best = 0.0
+        for _ in range(DRAWS):
+            places = torch.randperm(self.elements, generator=generator)[: self.changed]
+            others = torch.randperm(self.dimensions - self.elements, generator=generator)[: self.changed]
+            seen = torch.arange(self.elements)
+            seen[places] = self.elements + others
+            if not self.changed or self.ceiling == 0:
+                return seen
+            share = linear_ceiling(projected[:, seen], labels, self.classes)
+            if share >= self.ceiling:
+                return seen
+            best = max(best, share)
+        raise ValueError(
+            f"data.ceiling is {self.ceiling}; no choice of {self.changed} data.changed elements of projection "
+            f"{run // self.repeats} reaches it (best: {best:.4f}): lower --data.ceiling or add --data.dimensions"
+        )
 
 
 def linear_ceiling(x: Tensor, labels: Tensor, classes: int) -> float:
@@ -312,8 +327,23 @@ def _labels(images: Dataset[Any], chosen: Tensor | None = None) -> Tensor:
     return torch.tensor([int(images[place][1]) for place in places.tolist()])
 
 
+def _held(images: Dataset[Any]) -> tuple[Tensor, Tensor] | None:
+    """All images and labels of tensors, or of a part of tensors; None of other data sets."""
+    if isinstance(images, TensorDataset):
+        x, labels = images.tensors
+        return x, labels.long()
+    inner = _held(images.dataset) if isinstance(images, Subset) else None
+    if inner is None:
+        return None
+    x, labels = (part[list(images.indices)] for part in inner)  # type: ignore[attr-defined]
+    return (x[..., images.rows, :] if isinstance(images, _Reordered) else x), labels
+
+
 def _read(images: Dataset[Any], source: ImageData, seed: int) -> tuple[Tensor, Tensor]:
     """All images (n, ...) and labels (n,), in order; random crops depend on the seed alone, and nothing on them."""
+    held = _held(images)
+    if held is not None:
+        return held
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(fold(seed, 2))
         batches = list(DataLoader(images, source.batch_size, num_workers=source.workers))

@@ -18,14 +18,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from energytl import __version__
-from energytl.analog.convert import configure
+from energytl.analog.convert import analog_layers, configure
 from energytl.analog.read import Noiseless
-from energytl.callbacks import GoOnWithCells, History, SeededEpochs, StopAtNaN, WholeCheckpoints
+from energytl.callbacks import ClipWeights, GoOnWithCells, History, SeededEpochs, StopAtNaN, WholeCheckpoints
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
-from energytl.recipe import Case, Fit, Recipe, RecipeError
+from energytl.recipe import PRETRAIN, Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
 UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
@@ -34,7 +34,7 @@ UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
 Row = dict[str, Any]
 """Training curves at one time: what was logged, by its name."""
 
-NO_METRICS = ("epoch", "step", "val/accuracies")
+NO_METRICS = ("epoch", "step", "images", "val/accuracies")
 """Of a row, what is no curve of TensorBoard's."""
 
 UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
@@ -92,6 +92,7 @@ def train(
     trained: list[Trained] = []
     history, energy_unit = History(), 0.0
     history.rows = list(earlier)
+    rho = {name: float(layer.rho.detach()) for name, layer in analog_layers(analog).items()}
     weights: list[float] = []  # λ so far
     settings = case.resolved()
     configure(analog, computation=recipe.training_computation)
@@ -104,9 +105,10 @@ def train(
                 state = load_tensors(done / "network.pt", "trained network")
                 analog.load_state_dict(state)
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
-                    configure(analog, rho=recipe.hardware.rho)
+                    for name, layer in analog_layers(analog).items():
+                        layer.configure(rho=rho[name])
                 finished = read_json(done / "training.json")
-                energy_unit, rows = finished["energy_unit"], finished["history"]
+                energy_unit, rows = finished["energy_unit"], [*earlier, *finished["history"]]
                 for row in rows[len(history.rows) :]:
                     logger.log_metrics(
                         {name: value for name, value in row.items() if name not in NO_METRICS}, int(row["epoch"])
@@ -136,7 +138,8 @@ def train(
                 if recipe.share_training and not activities:
                     rank_zero_only(write_tensors)(done / "network.pt", analog.state_dict())
                     rank_zero_only(write_json)(
-                        done / "training.json", {"energy_unit": energy_unit, "history": history.rows}
+                        done / "training.json",
+                        {"energy_unit": energy_unit, "history": history.rows[len(earlier) :]},
                     )
                     if several_processes():
                         torch.distributed.barrier()  # all see it, or none
@@ -189,6 +192,7 @@ def fit(
             GoOnWithCells(cells or {}),
             history,
             StopAtNaN(),
+            *[ClipWeights()] * settings.clip_weights,
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
             *callbacks,
         ],
@@ -271,15 +275,18 @@ def before_fit(settings: dict[str, Any], recipe: Recipe, trainings: int) -> list
     weights = settings["weights"]
     if recipe.weights is not None:
         weights = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
-    parts: list[Any] = [trainer, weights, settings["network"]]
-    stages = [("pretrain", settings["pretrain"], recipe.pretrain)] if recipe.pretrain else []
-    stages += [(name, settings["stages"][name], stage) for name, stage in recipe.stages.items()]
-    if recipe.pretrain is None or recipe.pretrain.seed is None or recipe.pretrain.network is not None:
-        parts.append(settings["seed"])  # of the recipe's own random weights
-    for name, own, stage in stages[:trainings]:
+    parts: list[Any] = [trainer, weights]
+    untrained = [settings["network"], settings["seed"]]  # weights that the recipe's network begins with
+    for name, stage in [*recipe.before.items()][:trainings]:
+        first = name == PRETRAIN
+        own = settings[name] if first else settings["stages"][name]
+        if first and (stage.network is None or recipe.weights is not None):
+            parts.append(settings["network"])
+        elif not first and (recipe.pretrain is None or recipe.pretrain.network is not None):
+            parts.append(untrained)
         parts.append({**own, "seed": settings["seed"] if stage.seed is None else stage.seed})
         parts.append(data_settings(own["data"] or settings["data"], stage.data or recipe.data))
-        if name != "pretrain":
+        if not first:
             parts.append([own["hardware"] or settings["hardware"], settings["calibration_batches"], __version__])
     return parts
 
@@ -291,7 +298,7 @@ def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: AN
 
 def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: list[float]) -> dict[str, Any]:
     """What the analog network depends on after the trainings with these λ, of all settings."""
-    names = ("training_computation", "train", "calibration_batches", "program", "frozen", "seed")
+    names = ("network", "training_computation", "train", "calibration_batches", "program", "frozen", "seed")
     relevant = {name: settings[name] for name in names}
     relevant["hardware"] = dict(settings["hardware"])
     if isinstance(recipe.training_computation, Noiseless) and not any(energy_weights):

@@ -20,6 +20,7 @@ LAYERS = (
     ("training", "points", "results_page", "features"),
     ("stages",),
     ("run",),
+    ("workers",),
     ("study",),
     ("cli",),
 )

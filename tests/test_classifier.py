@@ -7,9 +7,9 @@ from torch import nn
 
 from energytl import Fluctuation, Hardware, analog_layers, convert, estimate
 from energytl.callbacks import History, SeededEpochs
-from energytl.classifier import Classifier
+from energytl.classifier import Classifier, RunAccuracies
 from energytl.data import Digits
-from energytl.models import mlp
+from energytl.models import SideBySide, mlp
 from energytl.objectives import Objective, distillation_loss, network_energy
 
 
@@ -154,3 +154,59 @@ def test_a_family_trains_one_price_at_a_time():
     stages = family.stages()
     assert stages == [Objective(w, rho_lr=0.1, distillation=0.5) for w in (0.0, 0.5)]
     assert [(stage.price, stage.trains_rho) for stage in stages] == [(0.0, False), (0.5, True)]
+
+
+# runs side by side
+
+
+def steps(network, x, labels, runs=1):
+    """Five steps of plain SGD, of batches of 6."""
+    module = Classifier(network, 3, lambda groups: torch.optim.SGD(groups, lr=0.5), runs=runs)
+    module.log = lambda *args, **kwargs: None
+    optimizer = module.configure_optimizers()
+    for batch in zip(x.split(6), labels.split(6), strict=True):
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("runs", [2, 7])
+def test_each_run_trains_as_it_would_alone(runs):
+    torch.manual_seed(0)
+    together = SideBySide(features=4, classes=3, runs=runs)
+    x, labels = torch.randn(30, runs, 4), torch.randint(3, (30, runs))
+    start = together.layer.weight.detach().clone().view(runs, 3, 4)
+    steps(together, x.view(30, 4 * runs, 1, 1), labels, runs)
+    for run in range(runs):
+        alone = nn.Linear(4, 3, bias=False)
+        with torch.no_grad():
+            alone.weight.copy_(start[run])
+        steps(alone, x[:, run], labels[:, run])
+        trained = together.layer.weight.view(runs, 3, 4)[run]
+        torch.testing.assert_close(trained, alone.weight, rtol=0, atol=1e-6)
+        assert (trained - start[run]).abs().max() > 0.1
+
+
+def test_accuracies_of_runs_are_those_of_their_images_in_batches_of_any_size():
+    torch.manual_seed(0)
+    logits, labels, metric = torch.randn(20, 3, 4), torch.randint(3, (20, 4)), RunAccuracies(4)
+    for _ in range(2):  # once more, from nothing
+        for part in zip(logits.split([13, 6, 1]), labels.split([13, 6, 1]), strict=True):
+            metric.update(*part)
+        expected = (logits.argmax(1) == labels).double().mean(0).float()
+        torch.testing.assert_close(metric.compute(), expected)
+        assert len(set(expected.tolist())) > 1
+        metric.reset()
+
+
+def test_validation_keeps_the_accuracy_of_each_run():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(10, 3, 4), torch.randint(3, (10, 4))
+    module = Classifier(nn.Identity(), 3, torch.optim.SGD, runs=4)
+    module.log = lambda *args, **kwargs: None
+    for part in ((logits, labels), (logits[:3], labels[:3])):  # another validation forgets the last
+        module.validation_step((part[0][:2], part[1][:2]), 0)
+        module.validation_step((part[0][2:], part[1][2:]), 1)
+        module.on_validation_epoch_end()
+        expected = (part[0].argmax(1) == part[1]).double().mean(0)
+        assert module.val_accuracies == pytest.approx(expected.tolist())

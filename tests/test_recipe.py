@@ -183,3 +183,100 @@ def test_a_base_that_is_not_there_or_goes_in_a_circle_is_one_line(written, recip
     *_, path = [written(content, name) for name, content in recipes.items()]
     with pytest.raises(RecipeError, match=says):
         read(path, [])
+
+
+# seeds
+
+
+def test_every_case_is_run_with_every_seed(written):
+    cases = {"a": {"hardware.rho": 2}, "b": {"method": "named", "seed": 9}, "c": None}
+    found = read(written(BASE | {"seeds": [3, 0], "seed": 5, "cases": cases}), [])
+    names = ["a, seed 3", "a, seed 0", "b, seed 3", "b, seed 0", "c, seed 3", "c, seed 0"]
+    assert [case.name for case in found] == names
+    settings = {case.name: case.resolved() for case in found}
+    assert [settings[name]["seed"] for name in names] == [3, 0, 3, 0, 3, 0]
+    assert [settings[name]["method"] for name in names] == ["a", "a", "named", "named", "c", "c"]
+    assert [settings[name]["hardware"]["rho"] for name in names] == [2, 2, 10, 10, 10, 10]
+    assert [settings[name]["data"]["init_args"]["seed"] for name in names] == [3, 0, 3, 0, 3, 0]
+    assert [case.name for case in read(written(BASE | {"seeds": [3, 0], "cases": cases}), [], only="b, seed 0")] == [
+        "b, seed 0"
+    ]
+
+
+def test_the_seed_of_the_data_moves_along(written):
+    data = {"class_path": "energytl.data.Digits", "init_args": {"seed": 100}}
+    other = {"data.init_args.seed": 200}
+    found = read(written(BASE | {"data": data, "seeds": [0, 2], "cases": {"a": {}, "b": other}}), [])
+    assert [case.build().data.seed for case in found] == [100, 102, 200, 202]
+    pretrain = {"pretrain": {"data": data, "seed": 1}, "stages": {"s": {"data": data}}}
+    (built,) = (case.build() for case in read(written(BASE | pretrain | {"seeds": [2]}), []))
+    assert (built.data.seed, built.pretrain.data.seed, built.stages["s"].data.seed) == (2, 100, 100)
+    assert (built.seed, built.pretrain.seed, built.stages["s"].seed) == (2, 1, None)
+    (again,) = read(written(found[3].as_yaml(), "again.yaml"), [])
+    assert again.resolved() == found[3].resolved()  # it does not move twice
+
+
+def test_a_file_without_cases_has_one_for_each_seed(written):
+    found = read(written(BASE | {"seeds": [0, 1]}, "mine.yaml"), [])
+    assert [(case.name, case.settings.method, case.settings.seed) for case in found] == [
+        ("mine, seed 0", "mine", 0),
+        ("mine, seed 1", "mine", 1),
+    ]
+    (case,) = read(written(BASE | {"seed": 4}, "mine.yaml"), [])
+    assert (case.name, case.settings.method, case.settings.data.init_args.seed) == ("mine", None, 0)
+
+
+def test_seeds_come_from_a_base_and_give_way_to_overrides(written):
+    written(BASE | {"seeds": [0, 1]}, "base.yaml")
+    path = written({"base": "base.yaml", "cases": {"a": {}}})
+    assert [case.settings.seed for case in read(path, [])] == [0, 1]
+    assert [case.settings.seed for case in read(path, ["--seed=7"])] == [7, 7]
+    assert [case.settings.seed for case in read(written({"base": "base.yaml", "seeds": [5]}), [])] == [5]
+
+
+def test_a_method_of_the_whole_file_stays(written):
+    cases = {"a": {}, "b": {"method": "own"}}
+    found = read(written(BASE | {"method": "named", "seeds": [0], "cases": cases}), [])
+    assert [case.settings.method for case in found] == ["named", "own"]
+
+
+@pytest.mark.parametrize(
+    "seeds", [0, "0, 1", [], [-1], [0.5], ["one"], [None], {"a": 1}, [[0]], [1, 0, 1], [True], [2, False]], ids=str
+)
+def test_seeds_that_are_no_list_of_different_numbers_are_said_in_one_line(written, seeds):
+    says = r"seeds is .*; allowed: a list of different whole numbers, as \[0, 1, 2\]$"
+    with pytest.raises(RecipeError, match=says) as raised:
+        read(written(BASE | {"seeds": seeds}), [])
+    assert "\n" not in str(raised.value)
+    assert "recipe.yaml" in str(raised.value)
+
+
+def test_runs_side_by_side_are_not_evaluated(written):
+    data = {"class_path": "energytl.tasks.Reduced", "init_args": {"images": "energytl.data.Digits"}}
+    with pytest.raises(RecipeError) as raised:
+        read(written(BASE | {"data": data}), [])[0].build()
+    says = "evaluation is of one network, but 50 runs train side by side: set evaluation: null"
+    assert str(raised.value) == f"case recipe: {says}"
+    assert read(written(BASE | {"data": data, "evaluation": None}), [])[0].build().data.runs == 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 or more"),
+        ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 or more"),
+        ({"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": -1}}}}, "error.std is -1"),
+        (
+            {"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": 0}}, "stuck": 2}},
+            "program.stuck is 2.0; allowed: 0 to 1",
+        ),
+        ({"frozen": ["fc1"]}, "frozen is about training, but train is null: leave it out"),
+        ({"convergence": {"target": 0.9}}, "convergence is about training, but train is null: leave it out"),
+    ],
+    ids=str,
+)
+def test_trainings_and_writes_that_cannot_be_are_said_in_one_line(written, settings, says):
+    with pytest.raises(RecipeError) as raised:
+        read(written(BASE | settings), [])[0].build()
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -106,6 +106,12 @@ class AnalogLayer(nn.Module, ABC):
         else:
             self.weight_range, self.column_ranges = float(ranges), None
 
+    @torch.no_grad()
+    def clip_weight(self) -> None:
+        """Cut the weight to its range, in place."""
+        held = self._scaled(self.weight).clamp(-self.weight_range, self.weight_range)
+        self.weight.copy_(held if self.column_ranges is None else held * self.column_ranges)
+
     def _scaled(self, weight: Tensor) -> Tensor:
         """Weights in units of their column's range, if columns have ranges of their own."""
         return weight if self.column_ranges is None else weight / self.column_ranges

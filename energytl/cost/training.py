@@ -29,6 +29,7 @@ class Activity:
         column_reads: reads of a column of the fast array.
         pulse_s, pulse_j: length and energy of a pulse, s and J.
         most_writes: writes of the cell that was written most often, for its endurance; 0: not counted.
+        groups: arrays of which a column is read at a time.
     """
 
     layer: int
@@ -40,6 +41,7 @@ class Activity:
     pulse_s: float
     pulse_j: float
     most_writes: int = 0
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def training_cost(
             conversion_j = periphery.converter.conversion_j() + periphery.shift_add_j
             conversion_s = periphery.columns_per_converter * periphery.converter.conversion_s()
             row_driver_j = periphery.row_driver_j
-        column_reads_j += activity.column_reads * (activity.outputs * conversion_j + row_driver_j)
+        column_reads_j += activity.column_reads * (activity.outputs * conversion_j + activity.groups * row_driver_j)
         write_s = 2 * activity.pulse_s  # what rises, then what falls
         latency_s += activity.slots * activity.pulse_s + activity.column_reads * (conversion_s + write_s)
     latency_s += images * (math.fsum(image_latencies_s) + math.fsum(image_latencies_s[later:]))

@@ -33,7 +33,7 @@ class OnChipOptimizer(torch.optim.Optimizer, ABC):
         if not any(layers_of(parameter) for group in self.param_groups for parameter in group["params"]):
             raise ValueError(
                 "none of the parameters is the weight of an analog layer: convert the network (energytl.convert) "
-                "before its parameters go to the optimizer"
+                "before its parameters go to the optimizer, and leave some out of frozen"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

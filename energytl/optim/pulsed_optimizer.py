@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from energytl.analog.layers import AnalogLayer, layers_of
 from energytl.analog.mapping import SMALLEST_RANGE
@@ -27,8 +28,8 @@ from energytl.optim.pulses import Lines, PulseTrain
 
 State = dict[str, Any]
 
-ARRAYS = ("slow", "fast")
-"""Names of the arrays in a weight's state: that of the weights, and A of Tiki-Taka."""
+FAST = ("fast", "chop", "mean", "past")
+"""What belongs to Tiki-Taka's array A in a weight's state."""
 
 
 class PulsedOptimizer(OnChipOptimizer):
@@ -162,12 +163,13 @@ class PulsedOptimizer(OnChipOptimizer):
         for weight, state in self.state.items():
             layers = layers_of(weight) if isinstance(weight, nn.Parameter) and state else []
             if layers:
-                arrays = {name: state[name] for name in ARRAYS if name in state}
-                kept[layers[0].index] = arrays | {"on": repr(self.device), "range": state["range"]}
+                names = ("slow", *FAST, "range")
+                arrays = {name: state[name] for name in names if name in state}
+                kept[layers[0].index] = arrays | {"on": repr(self.device), "algorithm": type(self).__name__}
         return kept
 
     def go_on_with(self, cells: Cells) -> None:
-        """Begin with these arrays; of those that the other training did not have (A), new ones are drawn.
+        """Begin with these arrays. A new A is drawn if another algorithm has used it, which may have turned its signs.
 
         Raises:
             ValueError: if they are of another device.
@@ -190,10 +192,11 @@ class PulsedOptimizer(OnChipOptimizer):
                 f"layer {layer.index} has another shape or range than its arrays were programmed for: write it onto "
                 "new ones (program)"
             )
-        for name in ARRAYS:
+        for name in ("slow", *(FAST if earlier["algorithm"] == type(self).__name__ else ())):
             if name in earlier and name in state:
-                moved = {part: t.to(layer.weight.device, copy=True) for part, t in earlier[name].items()}
-                state[name] = moved | {"pulses": torch.zeros_like(moved["pulses"])}
+                state[name] = tree_map(lambda tensor: tensor.to(layer.weight.device, copy=True), earlier[name])
+                if isinstance(state[name], dict):  # an array
+                    state[name]["pulses"].zero_()
 
     @abstractmethod
     def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:
@@ -221,6 +224,7 @@ class PulsedOptimizer(OnChipOptimizer):
                     column_reads=state.get("reads", 0),
                     pulse_s=self.device.pulse_s,
                     pulse_j=self.device.pulse_j,
+                    groups=layers[0].matrix_shape[0],
                 )
             )
         return found

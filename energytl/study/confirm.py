@@ -16,9 +16,10 @@ from energytl.recipe import Case, said_by
 from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import Search, limit_threads, on_own_gpu, wanted_quantities
+from energytl.study.search import Search, wanted_quantities
 from energytl.study.settings import Settings, Study, StudyError
 from energytl.study.trial import run_silently
+from energytl.workers import limit_threads, on_own_gpu
 
 CONFIRMED, FRONT = "confirmed", "front"
 """Folders of a search: runs with many reads; recipes."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from energytl.study.storage import (
     slots,
 )
 from energytl.study.trial import Outcome, Rivals, run_trial
+from energytl.workers import limit_threads, on_own_gpu
 
 POLL_S = 1.0
 """How often a worker without work looks for some, and the bar is drawn."""
@@ -154,12 +154,6 @@ def _worker(search: Search, index: int, begun: int) -> None:
     except (StudyError, OSError) as error:
         print(f"\nworker {index}: {said_by(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def limit_threads(workers: int) -> None:
-    """This process's share of the processor, if there are several."""
-    if workers > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 def work(search: Search, index: int, begun: int) -> Iterator[None]:
@@ -286,14 +280,6 @@ def prepare(search: Search, trials: optuna.Study, trial: optuna.Trial, index: in
             raise RuntimeError(f"as trial {earlier.number}: {earlier.user_attrs['error']}")
     case = search.study.case(f"{original(frozen):04d}", values)
     return case if index is None else on_own_gpu(case, index)
-
-
-def on_own_gpu(case: Case, index: int) -> Case:
-    """The case on the worker's own GPU, where there are several and the recipe does not choose."""
-    gpus, settings = torch.cuda.device_count(), case.settings.trainer
-    if gpus > 1 and settings.accelerator in ("auto", "gpu", "cuda") and settings.devices in ("auto", 1, "1"):
-        settings.devices = [index % gpus]
-    return case
 
 
 def conclude(study: Study, trial: optuna.Trial, outcome: Outcome) -> tuple[float, ...]:

@@ -4,8 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from energytl.points import cost_numbers, price
-from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, Recipe
 from energytl.results import Result, latest_results
 from energytl.run import run_case
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Hopeless
+from energytl.workers import silently
 
 TRIALS = "trials"
 """Folder of a search with the runs of its trials."""
@@ -152,15 +151,6 @@ def run_silently(case: Case, runs: Path, watch: Callable[[Recipe], list[Callback
         if _wants_processes(case):
             return _run_in_processes(case, runs)
         return run_case(case, int(case.name), runs, resume=True, watch=watch)
-
-
-@contextmanager
-def silently(log: Path) -> Iterator[None]:
-    """What is printed goes to this file."""
-    quiet_libraries()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        yield
 
 
 def _wants_processes(case: Case) -> bool:

@@ -18,6 +18,7 @@ from energytl import (
     RepeatedRead,
     SingleRead,
     WaldenConverter,
+    WeightFormat,
     analog_layers,
     calibrate,
     convert,
@@ -25,6 +26,9 @@ from energytl import (
 )
 from energytl.cost.energy import cell_energy, paper_energy
 from energytl.cost.estimate import Cost, mean_cost
+from energytl.devices import presets
+from energytl.models import SideBySide
+from energytl.optim import CTTv2, PulsedSGD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,3 +214,60 @@ def test_inputs_of_other_types_are_estimated(dtype):
 
 def test_an_empty_network_costs_nothing():
     assert estimate(nn.Flatten(), torch.zeros(1, 2)) == Cost(())
+
+
+def equal_runs(runs, **hardware):
+    """As many networks of the same weights, converted and calibrated, and their inputs, the same for all."""
+    digital, random = SideBySide(features=8, classes=2, runs=runs), torch.Generator().manual_seed(0)
+    weight, x = torch.randn(2, 8, 1, 1, generator=random), torch.rand(5, 8, 1, 1, generator=random)
+    with torch.no_grad():
+        digital.layer.weight.copy_(weight.repeat(runs, 1, 1, 1))
+    x = x.repeat(1, runs, 1, 1)
+    return calibrate(convert(digital, Hardware(**{"computation": Noiseless(), **hardware}), seed=0), [x]), x
+
+
+@pytest.mark.parametrize("mapping", [OneCell(), DifferentialPair(), BitCells()], ids=repr)
+@pytest.mark.parametrize("scheme", [SingleRead(), BitSerialRead()], ids=repr)
+@pytest.mark.parametrize("rows", [3, 128])
+def test_one_of_several_runs_costs_what_a_network_of_its_own_does(mapping, scheme, rows):
+    periphery = Periphery(rows=rows)
+    several, one = (estimate(*equal_runs(runs, mapping=mapping, read=scheme), periphery) for runs in (4, 1))
+    assert several.cells == 4 * one.cells
+    found = several.of_one(4)
+    assert found.numbers() == pytest.approx(one.numbers(), rel=1e-5)
+    assert [row["name"] for row in found.rows()] == ["layer"]
+    for row, expected in zip(found.rows(), one.rows(), strict=True):
+        del row["name"], expected["name"]
+        assert row == pytest.approx(expected, rel=1e-5)
+    assert one.of_one(1) == one
+    bare = estimate(*equal_runs(4), None).of_one(4)
+    assert bare.energy_total_j is None
+    assert bare.energy_cell_j == pytest.approx(estimate(*equal_runs(1), None).energy_cell_j)
+
+
+def costs_of_training_one(kind):
+    """Numbers of training one of four equal runs, and of the same run alone."""
+    found = []
+    for runs in (4, 1):
+        network, x = equal_runs(runs, weights=WeightFormat(bits=None))
+        optimizer = kind(network.parameters(), lr=0.1, device=presets.ideal(100), seed=0)
+        optimizer.fuse = False
+        for _ in range(3):
+            logits = network(x)
+            logits.backward(torch.ones_like(logits))
+            optimizer.step()
+        cost = estimate(network, x).with_training(optimizer.activities(), Periphery()).of_one(runs)
+        found.append({name: value for name, value in cost.numbers().items() if name.startswith("training_")})
+    return found
+
+
+RANDOM = ("training_pulses", "training_energy_pulses_j", "training_energy_j")
+
+
+@pytest.mark.parametrize("kind", [PulsedSGD, CTTv2])
+def test_training_one_of_several_runs_costs_what_training_it_alone_does(kind):
+    found, expected = costs_of_training_one(kind)
+    assert found["training_pulses"] > 0 and found["training_energy_j"] > 0
+    assert (found["training_energy_column_reads_j"] > 0) == (kind is CTTv2)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=0.02 if name in RANDOM else 1e-5), name

@@ -36,6 +36,7 @@ MODES = {
     **{f"{kind.__name__} at once": partial(kind, exact=False) for kind in (PulsedSGD, TTv1, TTv2, CTTv2, AGAD)},
     "Hybrid": Hybrid,
 }
+HOW = ("exact", "at once")
 OPTIMIZERS = {"PulsedSGD": PulsedSGD, "Hybrid": Hybrid, "TTv1": TTv1, "TTv2": TTv2, "CTTv2": CTTv2, "AGAD": AGAD}
 IDEAL = Hardware(computation=Noiseless(), weights=WeightFormat(bits=None))
 
@@ -724,3 +725,137 @@ def test_scaled_losses_are_refused():
     scaler.scale(model(torch.randn(4, 3)).sum()).backward()
     with pytest.raises(ValueError, match="the loss is scaled"):
         scaler.step(optimizer)
+
+
+# Arrays of several groups, and arrays that go on.
+
+
+def grouped(kernel=1, groups=3):
+    torch.manual_seed(0)
+    return convert(nn.Conv2d(4 * groups, 2 * groups, kernel, groups=groups, bias=False), IDEAL, seed=0)
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize("mode", [f"{name} {how}" for name in ("TTv1", "TTv2", "CTTv2", "AGAD") for how in HOW])
+def test_the_scale_of_an_array_is_its_own(mode, kernel):
+    found, random = [], torch.Generator().manual_seed(1)
+    data = [(torch.randn(5, 12, 3, 3, generator=random), torch.randn(5, 6, 4 - kernel, 4 - kernel)) for _ in range(12)]
+    for factor in (1.0, 100.0):
+        model = grouped(kernel)
+        optimizer = optimizer_of(mode, model, lr=0.5, device=presets.ideal(100), train=PulseTrain(managed_length=False))
+        x_scale, d_scale = (torch.tensor([1.0, factor, 0.01 * factor]).repeat_interleave(n) for n in (4, 2))
+        for x, d in data:
+            model(x * x_scale.view(-1, 1, 1)).backward(0.1 * d * d_scale.view(-1, 1, 1))
+            optimizer.step()
+        found.append(optimizer.state[model.weight])
+    plain, scaled = found
+    for name, factors in (("x_scale", (1, 100, 100)), ("d_scale", (1, 100, 100))):
+        assert plain[name].shape == (3,)
+        torch.testing.assert_close(scaled[name], plain[name] * torch.tensor(factors), rtol=1e-5, atol=0)
+    for array in ("fast", "slow"):
+        assert (plain[array]["state"][0] != 0).any()
+        torch.testing.assert_close(scaled[array]["state"], plain[array]["state"], rtol=1e-3, atol=1e-4)
+    x, d = data[0]
+    first = x[:, :4].unfold(2, kernel, 1).unfold(3, kernel, 1).abs().amax((1, 4, 5)).mean()
+    model = grouped(kernel)
+    optimizer = optimizer_of(mode, model)
+    model(x).backward(d)
+    optimizer.step()
+    state = optimizer.state[model.weight]
+    assert float(state["x_scale"][0]) == pytest.approx(float(first), rel=1e-5)
+    assert float(state["d_scale"][0]) == pytest.approx(float(d[:, :2].abs().amax(1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["PulsedSGD", "TTv2"])
+def test_a_layer_without_groups_has_one_scale(name):
+    model = linear()
+    optimizer = optimizer_of(name, model)
+    model(torch.ones(6, 4)).backward(torch.full((6, 3), 0.5))
+    optimizer.step()
+    state = optimizer.state[model.weight]
+    if name == "TTv2":
+        assert (state["x_scale"].tolist(), state["d_scale"].tolist()) == ([1.0], [0.5])
+
+
+def follow(first, then, seed=8, lr=0.0, steps=1):
+    """A layer trained by one optimizer, then, on the same arrays, by another; its cells in between and state after."""
+    model = linear()
+    before = optimizer_of(first, model)
+    for _ in range(5):
+        model(torch.ones(6, 4)).backward(torch.full((6, 3), 0.2))
+        before.step()
+    cells, shown = copy.deepcopy(before.cells()), model.weight.detach().clone()
+    after = optimizer_of(then, model, lr=lr, seed=seed)
+    after.go_on_with(before.cells())
+    for _ in range(steps):
+        model(torch.ones(6, 4)).backward(torch.full((6, 3), 0.2))
+        after.step()
+    return cells, after, model, shown, before
+
+
+@every_optimizer
+@pytest.mark.parametrize("first", OPTIMIZERS)
+def test_training_goes_on_with_the_arrays_of_another(first, name):
+    cells, optimizer, model, shown, _ = follow(first, name)
+    assert torch.equal(model.weight, shown)
+    state = optimizer.state[model.weight]
+    goes_on = first == name and "fast" in state
+    for array in ("slow", "fast") if goes_on else ("slow",):
+        ours, theirs = dict(state[array]), dict(cells[0][array])
+        moved = float(theirs.pop("pulses")) > 0
+        assert moved != (first == "AGAD" and array == "slow")  # which waits for a reference first
+        assert float(ours.pop("pulses")) == 0
+        assert_equal(ours, theirs)
+    if goes_on:
+        own = {part: cells[0][part] for part in ("chop", "mean", "past")}
+        assert_equal({part: state[part] for part in own}, own)
+        assert bool((own["chop"] < 0).any()) == (name == "CTTv2")  # so that it is told from a new one's
+        assert bool(own["mean"].any()) == (name == "AGAD")
+    elif "fast" in state:
+        assert (state["chop"] == 1).all() and not state["mean"].any() and not state["past"].any()
+        for array in {"slow", "fast"} & set(cells[0]):
+            assert not torch.equal(state["fast"]["up"], cells[0][array]["up"])
+    assert optimizer.activities()[0].pulses == optimizer.activities()[0].column_reads == 0
+    assert optimizer.activities()[0].samples == 6
+
+
+def test_arrays_that_went_on_do_not_change_those_they_come_from():
+    cells, optimizer, model, shown, before = follow("TTv2", "TTv2", lr=0.5, steps=20)
+    assert not torch.equal(model.weight, shown)
+    assert_equal(tensors(before.cells()[0]), tensors(cells[0]))
+    assert optimizer.activities()[0].pulses > 0
+
+
+def test_arrays_that_do_not_fit_are_refused_in_one_line():
+    cells, *_ = follow("PulsedSGD", "PulsedSGD")
+    optimizer = optimizer_of("TTv2", linear(), device=presets.reram_hfo2())
+    with pytest.raises(
+        ValueError, match=r"of layer 0 are of SoftBoundsReference\(dw_min=0.0949.* is .*0.4622"
+    ) as error:
+        optimizer.go_on_with(cells)
+    assert "\n" not in str(error.value)
+    wider, rescaled = linear(outputs=5), linear()
+    wider.weight_range = cells[0]["range"]
+    rescaled.weight_range *= 2
+    for model in (wider, rescaled):
+        optimizer = optimizer_of("PulsedSGD", model)
+        optimizer.go_on_with(cells)
+        model(torch.ones(6, 4)).sum().backward()
+        with pytest.raises(ValueError, match="layer 0 has another shape or range than its arrays were") as error:
+            optimizer.step()
+        assert_one_line(error)
+
+
+def test_a_checkpoint_wins_over_arrays_that_go_on():
+    cells, optimizer, model, *_ = follow("TTv2", "TTv2", lr=0.1, steps=3)
+    saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    again = linear()
+    resumed = optimizer_of("TTv2", again, lr=0.1, seed=99)
+    resumed.go_on_with(cells)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    for one, other in ((model, optimizer), (again, resumed)):
+        one(torch.ones(6, 4)).backward(torch.full((6, 3), 0.3))
+        other.step()
+    assert torch.equal(again.weight, model.weight)
+    assert_equal(tensors(resumed.state[again.weight]), tensors(optimizer.state[model.weight]))

@@ -1,0 +1,84 @@
+"""Several processes on one machine: the cases of a recipe side by side, and what each worker keeps to."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from energytl.quiet import quiet_libraries
+from energytl.recipe import Case
+from energytl.run import run_case
+
+
+def run_cases(cases: dict[int, Case], folder: Path, resume: bool, workers: int) -> None:
+    """Run cases, one after the other or several at a time, with a bar; what workers print goes to <case>.log.
+
+    Args:
+        cases: by their places among the recipe's.
+        folder: logs/<recipe>.
+        resume: take up what earlier runs have left; see `run_case`.
+        workers: processes.
+
+    Raises:
+        RuntimeError: if a worker was killed.
+        ValueError: what the first case that fails says; those that have begun go on to their end.
+    """
+    if workers == 1 or len(cases) == 1:
+        for place, case in cases.items():
+            print(f"{case.name} ({place + 1} of {max(cases) + 1})", file=sys.stderr)
+            run_case(case, place, folder, resume)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(workers, len(cases))
+    with (
+        tqdm(total=len(cases), desc=folder.name, unit="case") as bar,
+        ProcessPoolExecutor(workers, mp_context=spawn) as pool,
+    ):
+        started = {
+            pool.submit(_run, case, place, folder, resume, workers, number % workers): case
+            for number, (place, case) in enumerate(cases.items())
+        }
+        try:
+            for future in as_completed(started):
+                future.result()
+                bar.update()
+        except BrokenProcessPool as error:
+            raise RuntimeError("a worker was killed; to go on, repeat the command with --resume") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(case: Case, place: int, folder: Path, resume: bool, workers: int, index: int) -> None:
+    limit_threads(workers)
+    with silently(folder / f"{case.name}.log"):
+        run_case(on_own_gpu(case, index), place, folder, resume)
+
+
+@contextmanager
+def silently(log: Path) -> Iterator[None]:
+    """What is printed goes to this file."""
+    quiet_libraries()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        yield
+
+
+def limit_threads(workers: int) -> None:
+    """This process's share of the processor, if there are several."""
+    if workers > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def on_own_gpu(case: Case, index: int) -> Case:
+    """The case on the worker's own GPU, where there are several and the recipe does not choose."""
+    gpus, settings = torch.cuda.device_count(), case.settings.trainer
+    if gpus > 1 and settings.accelerator in ("auto", "gpu", "cuda") and settings.devices in ("auto", 1, "1"):
+        settings.devices = [index % gpus]
+    return case
