@@ -29,7 +29,7 @@ from energytl.evaluation import Batches, digital_ranks, run_accuracies
 from energytl.objectives import Objective
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
-from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Recipe, RecipeError, Stage, flat
+from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Pretrain, Recipe, RecipeError, Stage, flat
 from energytl.results import (
     POINT_KEYS,
     Result,
@@ -211,17 +211,13 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     try:
         _refuse_other_shapes(recipe.network, recipe.data)
         for name, stage in recipe.before.items():
-            if stage.network is not None or stage.data is not None:
-                _refuse_other_shapes(stage.network or recipe.network, stage.data or recipe.data, f"{name}: ")
-            if stage.network is not None:
-                load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
-            if isinstance(stage, Stage):
-                trial = convert(copy.deepcopy(stage.network or recipe.network), stage.hardware or recipe.hardware)
-                _refuse_optimizer(trial, stage, stage.objective)
+            _refuse_stage(recipe, name, stage)
         analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
         freeze(analog, recipe.frozen)
+        if not any(parameter.requires_grad for parameter in analog.parameters()):
+            raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
         if recipe.train is not None:
             _refuse_optimizer(analog, recipe.train, recipe.objective.stages()[0])
     except (ValueError, TypeError) as error:
@@ -236,16 +232,30 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     return recipe
 
 
-def _refuse_other_shapes(network: nn.Module, data: ImageData, where: str = "") -> None:
+def _refuse_stage(recipe: Recipe, name: str, stage: Pretrain) -> None:
+    """Refuse, before anything trains, a training before the recipe's own that could not run."""
+    network = stage.network or recipe.network
+    try:
+        _refuse_other_shapes(network, stage.data or recipe.data)
+        if stage.network is not None:
+            load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
+        if isinstance(stage, Stage):
+            analog = convert(copy.deepcopy(network), stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
+            _refuse_optimizer(analog, stage, stage.objective)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{name}: {error}") from error
+
+
+def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
     """Refuse data that the network does not take, or whose classes are not its own."""
     try:
         with inference(network):
             outputs = network(torch.zeros(1, *data.shape))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise RecipeError(f"{where}the network does not take images of shape {data.shape}: {error}") from error
+        raise RecipeError(f"the network does not take images of shape {data.shape}: {error}") from error
     if outputs.shape != (1, data.classes, *[data.runs][: data.runs > 1]):
         raise RecipeError(
-            f"{where}the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has {data.classes} "
+            f"the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has {data.classes} "
             f"classes{f' in {data.runs} runs' if data.runs > 1 else ''}: set the network's classes"
             f"{' and runs' if data.runs > 1 else ''}"
         )
@@ -253,8 +263,6 @@ def _refuse_other_shapes(network: nn.Module, data: ImageData, where: str = "") -
 
 def _refuse_optimizer(analog: nn.Module, settings: Fit, objective: Objective) -> None:
     """Refuse, before anything trains, what an optimizer does where it is made."""
-    if not any(parameter.requires_grad for parameter in analog.parameters()):
-        raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
     Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog).configure_optimizers()
 
 

@@ -205,6 +205,8 @@ def speed_text(speed: Speed | None, between: str = " ") -> str:
         return ""
     if math.isnan(speed.ratio):
         return "neither"
+    if math.isinf(speed.ratio):
+        return f"{speed.baseline} never"
     ratio = f"{speed.bound} {_two_digits(speed.ratio)}×" if speed.bound else f"{_two_digits(speed.ratio)}×"
     interval = _speed_interval(speed)
     return f"{ratio}{between}{interval}" if interval else ratio

@@ -1,0 +1,47 @@
+"""Cases of a recipe in several processes."""
+
+import pytest
+import yaml
+
+from energytl.cli import main
+from energytl.results import latest_results
+
+SETTINGS = {
+    "network": {"class_path": "energytl.models.mlp", "init_args": {"hidden": [8]}},
+    "data": {"class_path": "energytl.data.Digits", "init_args": {"batch_size": 500}},
+    "train": {"epochs": 1},
+    "evaluation": {"reads": 2, "images": 200, "cost_batches": 1},
+    "trainer": {"enable_progress_bar": False, "limit_val_batches": 1},
+}
+
+
+CASES = {"few": {"hardware.rho": 2.0}, "many": {"hardware.rho": 50.0}, "hopeless": {"evaluation.max_drop": 0.01}}
+
+
+def run(folder, name, workers, *options):
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(SETTINGS | {"cases": CASES}, sort_keys=False), "utf-8")
+    code = main(["run", str(recipe), "--workers", str(workers), "--out", str(folder / name), *options])
+    return code, folder / name / "tiny"
+
+
+def test_workers_find_what_one_process_finds_and_say_what_fails(tmp_path, capsys):
+    alone, plain = run(tmp_path, "alone", 1, "--case", "few", "--case", "many")
+    capsys.readouterr()
+    together, folder = run(tmp_path, "together", 2)
+    assert (alone, together) == (0, 2)
+    expected, found = latest_results(plain), latest_results(folder)
+    assert list(found) == ["few", "many"]
+    for case, result in expected.items():
+        for key in ("accuracies", "accuracy_quantised", "energy_paper"):
+            assert found[case][key] == result[key], (case, key)
+    assert (folder / "few.log").is_file()
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("energytl: case hopeless: evaluation.max_drop asks for")
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_workers_are_one_or_more(tmp_path, capsys, workers):
+    code, _ = run(tmp_path, "out", workers)
+    assert code == 2
+    assert f"--workers is {workers}; allowed: 1 or more" in capsys.readouterr().err
