@@ -271,3 +271,35 @@ def test_ratios_to_what_is_there_at_once_are_bounds():
         (speed,) = compared(first=result(first[1], baseline=True), second=result(second[1])).values()
         assert speed.ratio == pytest.approx(ratio)
         assert speed.bound == bound
+
+
+# runs that start in a range
+
+
+def started(starts, crossings, **changes):
+    """A case whose runs start at these accuracies before training."""
+    made = result(crossings, **changes)
+    for accuracy, start in zip(made["convergence"]["accuracy"], starts, strict=True):
+        accuracy[0] = start
+    made["convergence"]["start"] = [0.6, 0.8]
+    return made
+
+
+def test_runs_that_start_in_the_range_are_compared_with_scratch_on_the_same_tasks():
+    scratch = started([0.5] * 4, [400, 100, 400, 300], method="scratch", baseline=True)
+    own = started([0.7, 0.3, 0.8, 0.81], [100, 400, 100, 400], method="transfer")
+    found = groups({"scratch": scratch, "transfer": own})
+    assert found["scratch", None].counted.all()
+    assert found["transfer", None].counted.tolist() == [True, False, True, False]
+    assert found["transfer", None].images_to_target.tolist() == [100, 100]
+    assert speeds(found)["transfer", None].ratio == 4  # scratch's own first and third runs took 400 images
+
+
+def test_an_experiment_none_of_whose_runs_starts_there_is_left_out():
+    assert not groups({"transfer": started([0.5, 0.9], [100, 200], method="transfer")})
+
+
+@pytest.mark.parametrize("start", [(0.8, 0.6), (-0.1, 0.5), (0.5, 1.1)])
+def test_a_range_of_starts_is_two_rising_shares(start):
+    with pytest.raises(ValueError, match=r"convergence.start is .*; allowed: two fractions, as \[0.6, 0.8\]"):
+        Convergence(0.9, start=start)

@@ -364,7 +364,31 @@ def test_random_weights_come_from_the_pretrainings_own_seed(tmp_path, own):
     assert not torch.equal(*bodies[2:])
 
 
+def test_random_weights_of_a_network_of_its_own_do_not_depend_on_the_recipes(tmp_path):
+    learnt = []
+    for classes in (10, 5):
+        folder = tmp_path / f"{classes}"
+        folder.mkdir()
+        data = digits() if classes == 10 else of("test_stages.Halves")
+        settings = {"network": network(classes=classes, norm=True), "data": data, "pretrain": HALVES | {"seed": 7}}
+        ((_, found, trainings),) = Runner(folder).before(settings)
+        assert trainings == 1
+        learnt.append(found[2].weight.detach())
+    assert torch.equal(*learnt)
+
+
 # Analog stages
+
+
+def test_weights_are_cut_to_their_range_after_each_step(run):
+    hardware = UNROUNDED | {"weights": {"bits": None, "range": 0.1}}
+    found = {}
+    for clip in (False, True):
+        stage = sgd(lr=0.5) | {"hardware": hardware, "clip_weights": clip}
+        ((_, network, _),) = run.before({"stages": {"aware": stage}})
+        found[clip] = torch.cat([layer.weight.detach().flatten() for layer in (network[2], network[4])]).abs().max()
+    assert found[True] == pytest.approx(0.1)
+    assert found[False] > 0.2
 
 
 PRICE = {"energy_weight": 0.5, "rho_lr": 0.3}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from energytl.plots import figures
+from energytl.plots import figures, learning_costs
 from energytl.report import report, text
 from energytl.results import POINT_KEYS, summarise, write_json
 from energytl.tables import (
@@ -538,3 +538,30 @@ def test_accuracies_under_conditions_are_those_of_all_seeds(synthetic):
     (axes,) = figures(results)["accuracy_by_condition"].axes
     (one,) = axes.containers
     assert list(one.lines[0].get_ydata()) == pytest.approx([85])
+
+
+# what learning on the chip costs
+
+
+def test_learning_costs_are_a_line_a_method_over_the_medians_of_seeds(synthetic):
+    results = {}
+    for method in ("plain", "A+B"):
+        for number, condition in enumerate(("low", "high"), 1):
+            for seed in range(3):
+                results[f"{method}, {condition}, seed {seed}"] = synthetic([(None, 1.0)]) | {
+                    "method": method,
+                    "condition": condition,
+                    "seed": seed,
+                    "accuracy_median": 0.9 + 0.01 * seed,
+                    "energy_cell_j": number * 1e-9,
+                    "training_energy_j": number * 1e-3,
+                    "training_latency_s": number * 0.1,
+                    "training_pulses": 5.0,
+                }
+    figure = learning_costs(results)
+    assert figure is not None and len(figure.axes) == 3
+    for axes, first in zip(figure.axes, (1e-9, 1e-3, 0.1), strict=True):
+        drawn = [container.lines[0] for container in axes.containers]
+        assert [list(line.get_xdata()) for line in drawn] == [[first, 2 * first]] * 2
+        assert [list(line.get_ydata()) for line in drawn] == [[91.0, 91.0]] * 2
+    assert learning_costs({name: result for name, result in results.items() if "plain" in name}) is None
