@@ -140,9 +140,10 @@ class ClipWeights(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Cut them."""
+        """Cut them; frozen ones stay."""
         for layer in analog_layers(pl_module).values():
-            layer.clip_weight()
+            if layer.weight.requires_grad:
+                layer.clip_weight()
 
 
 class StopAtNaN(Callback):

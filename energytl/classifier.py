@@ -117,6 +117,7 @@ class Classifier(LightningModule):
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         if price:
             energy = torch.stack(energies).sum() / counted if counted else network_energy(self.layers)
+            energy = energy / self.runs
             if self.energy_unit == 0:
                 self.energy_unit.copy_(energy.detach() if self.objective.relative else torch.ones(()))
             self.log("train/energy", energy.detach(), on_step=False, on_epoch=True)

@@ -22,7 +22,7 @@ from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
 from energytl.report import report
 from energytl.results_page import results_page
-from energytl.run import prepare
+from energytl.run import missing_data, prepare
 from energytl.stages import analog_network
 from energytl.study.confirm import confirm_front, write_front
 from energytl.study.quantities import QUANTITIES
@@ -32,7 +32,7 @@ from energytl.study.search import Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
-from energytl.workers import run_cases
+from energytl.workers import run_cases, wants_processes
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif given.storage:
                 parser.error(f"--storage: {given.folder} is no folder of a search")
             else:
-                print(report(given.folder))
+                print(report(given.folder, target=given.target))
             print(f"\n{given.folder / 'report.html'}")
             return 0
         if given.command == "results":
@@ -124,6 +124,9 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
     finished.add_argument("folder", type=Path, metavar="FOLDER", help="of runs: logs/RECIPE, or logs/search/STUDY")
+    finished.add_argument(
+        "--target", type=float, metavar="ACCURACY", help="how soon training reached another accuracy, as 0.9"
+    )
     finished.add_argument("--storage", metavar="URL", help="of a search whose trials lie in a database")
     _add_search(commands)
     page = commands.add_parser("results", help="a page of Markdown from several finished recipes", allow_abbrev=False)
@@ -201,11 +204,13 @@ def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
 
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     folder = given.out / given.recipe.stem
+    if given.workers > 1 and any(wants_processes(case) for case in chosen):
+        raise RecipeError("--workers is for cases of one process each: set trainer.devices and num_nodes to 1")
     if given.workers < 1:
         raise RecipeError(f"--workers is {given.workers}; allowed: 1 or more")
     for case in chosen:
         prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
-    run_cases({cases.index(case): case for case in chosen}, folder, given.resume, given.workers)
+    run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
     print(report(folder, [case.name for case in cases]))
@@ -217,7 +222,7 @@ def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> 
     complete = True
     for case in chosen:
         recipe = prepare(case, needs_data=False)
-        missing = recipe.data.present()
+        missing = missing_data(recipe)
         analog = _analog(recipe)
         left = left_digital(analog)
         cost = price(analog, recipe.data, 1, recipe)

@@ -476,7 +476,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
 def learning_costs(results: dict[str, Result]) -> Figure | None:
     """Accuracy after learning on the chip against what reading, and what learning took; a line for each method."""
     axes_of = {
-        "energy_cell_j": ("cells' energy per image", "J"),
+        "energy_paper": ("cells' energy per image, Σ ρ·|w|·pulses (paper units)", ""),
         "training_energy_j": ("energy of the training", "J"),
         "training_latency_s": ("time of the training", "s"),
     }
@@ -501,7 +501,8 @@ def learning_costs(results: dict[str, Result]) -> Figure | None:
             where = [result[key] for result in own]
             axes.errorbar(where, middle, spread, marker="o", capsize=3, color=f"C{number}", label=method)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
-        label_decades(axes.xaxis, unit)
+        if unit:
+            label_decades(axes.xaxis, unit)
         axes.grid(alpha=0.3)
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     return figure

@@ -100,7 +100,7 @@ class Stage(Pretrain):
 
     Attributes:
         hardware: what it runs on; null: the recipe's, and if nothing is programmed in between, what comes next goes on
-            with the same arrays.
+            with the same arrays (of pulsed cells; `MultilevelRefresh` and `ResetPair` write theirs anew).
         training_computation: how training sees the reads, as in the recipe.
         objective: the price of energy. ρ that it trains goes on.
     """
@@ -288,7 +288,7 @@ def read(
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
-    variants, seeds = _with_seeds(path, variants, content.pop("seeds", None), content.get("method"))
+    variants, seeds = _with_seeds(path, variants, content.pop("seeds", None), content.get("method"), overrides)
     if only is not None and only not in variants:
         raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
     cases = []
@@ -315,10 +315,13 @@ def _with_seeds(
     variants: dict[str, Any],
     seeds: Any,  # noqa: ANN401
     method: str | None,
+    overrides: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Every case with every seed, and the seed of each of them; a case without a method is one by its name."""
     if seeds is None:
         return variants, {}
+    if any(re.match(r"--seed\b(?!\.)", word) for word in overrides):
+        raise RecipeError(f"{path} has seeds, which --seed cannot change: change the list, or choose cases by --case")
     numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not seeds or not numbers or len(set(seeds)) < len(seeds):
         raise RecipeError(f"{path}: seeds is {seeds}; allowed: a list of different whole numbers, as [0, 1, 2]")

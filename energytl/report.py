@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from energytl.convergence import Convergence
 from energytl.plots import figures
 from energytl.results import Result, latest_results, summarise, write_json
 from energytl.tables import findings, notes, tables
@@ -36,15 +37,16 @@ th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-sp
 th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:2rem 0}figcaption{color:#555}"""
 
 
-def report(recipe_folder: Path, cases: list[str] | None = None) -> str:
+def report(recipe_folder: Path, cases: list[str] | None = None, target: float | None = None) -> str:
     """Write summary.json, report.html and a PNG for each figure beside the runs; return the table for the terminal.
 
     Args:
         recipe_folder: logs/<recipe>.
         cases: only these, in this order; None: all that have a finished run.
+        target: accuracy of which it is told how soon training reached it; None: that of the recipe's convergence.
 
     Raises:
-        ValueError: in one line, if there is no finished run.
+        ValueError: in one line, if there is no finished run, or for a target of which nothing is known.
     """
     if not recipe_folder.is_dir():
         raise ValueError(f"{recipe_folder} is not a folder of runs, as logs/<recipe>")
@@ -53,6 +55,12 @@ def report(recipe_folder: Path, cases: list[str] | None = None) -> str:
         results = {case: results[case] for case in cases if case in results}
     if not results:
         raise ValueError(f"{recipe_folder} holds no finished run (no <case>/version_<n>/result.json)")
+    if target is not None:
+        measured = [result["convergence"] for result in results.values() if result.get("convergence")]
+        if not measured:
+            raise ValueError(f"--target: {recipe_folder} has no run whose recipe asks for convergence")
+        for curves in measured:
+            curves["target"] = Convergence(target).target
     write_json(recipe_folder / "summary.json", summarise(results))
     pictures = {name: as_png(figure) for name, figure in figures(results).items()}
     for name, png in pictures.items():

@@ -206,7 +206,10 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     missing = missing_data(recipe)
     if needs_data and missing and (recipe.pretrain or recipe.stages or recipe.train or recipe.evaluation):
         raise RecipeError(f"case {case.name}: {missing}")
-    if (recipe.pretrain or recipe.train) and not missing and recipe.data.train_set is recipe.data.test_set:
+    trained = [stage.data or recipe.data for stage in recipe.before.values()] + [recipe.data] * (
+        recipe.train is not None
+    )
+    if not missing and any(data.train_set is data.test_set for data in trained):
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
         _refuse_other_shapes(recipe.network, recipe.data)

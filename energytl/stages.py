@@ -198,19 +198,16 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
 def _learner(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> nn.Module:
     """The digital network with which a training begins: the recipe's, or the stage's own with what fits of its weights.
 
-    With a seed of its own, random weights come from that, whatever else the recipe makes.
+    Its random weights come from the training's seed alone, whatever else the recipe makes.
     """
     first = name == PRETRAIN
     if stage.network is None and (stage.seed is None or not first):
         return load_weights(recipe.network, recipe.weights) if first else recipe.network
-    network = stage.network
-    if stage.seed is not None:
-        settings = case.settings.clone()
-        if network is not None:
-            settings.network = (settings.pretrain if first else settings.stages[name]).network
-        seed_everything(stage.seed, workers=True, verbose=False)
-        network = Case(case.name, settings).build().network
-    assert network is not None
+    settings = case.settings.clone()
+    if stage.network is not None:
+        settings.network = (settings.pretrain if first else settings.stages[name]).network
+    seed_everything(recipe.seed if stage.seed is None else stage.seed, workers=True, verbose=False)
+    network = Case(case.name, settings).build().network
     if stage.network is None:
         return load_weights(network, recipe.weights)
     if not first or recipe.weights is not None:

@@ -17,11 +17,12 @@ from energytl.recipe import Case
 from energytl.run import run_case
 
 
-def run_cases(cases: dict[int, Case], folder: Path, resume: bool, workers: int) -> None:
+def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, workers: int) -> None:
     """Run cases, one after the other or several at a time, with a bar; what workers print goes to <case>.log.
 
     Args:
         cases: by their places among the recipe's.
+        total: how many the recipe has.
         folder: logs/<recipe>.
         resume: take up what earlier runs have left; see `run_case`.
         workers: processes.
@@ -32,7 +33,7 @@ def run_cases(cases: dict[int, Case], folder: Path, resume: bool, workers: int) 
     """
     if workers == 1 or len(cases) == 1:
         for place, case in cases.items():
-            print(f"{case.name} ({place + 1} of {max(cases) + 1})", file=sys.stderr)
+            print(f"{case.name} ({place + 1} of {total})", file=sys.stderr)
             run_case(case, place, folder, resume)
         return
     spawn = multiprocessing.get_context("spawn")
@@ -74,6 +75,13 @@ def limit_threads(workers: int) -> None:
     """This process's share of the processor, if there are several."""
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def wants_processes(case: Case) -> bool:
+    """Whether Lightning would start processes of its own, each with this process's command line."""
+    settings = case.settings.trainer
+    devices = len(settings.devices) if isinstance(settings.devices, list) else settings.devices
+    return int(settings.num_nodes or 1) > 1 or devices not in ("auto", 1, "1", None)
 
 
 def on_own_gpu(case: Case, index: int) -> Case:

@@ -226,11 +226,12 @@ def test_a_file_without_cases_has_one_for_each_seed(written):
     assert (case.name, case.settings.method, case.settings.data.init_args.seed) == ("mine", None, 0)
 
 
-def test_seeds_come_from_a_base_and_give_way_to_overrides(written):
+def test_seeds_come_from_a_base_and_no_override_changes_them_all(written):
     written(BASE | {"seeds": [0, 1]}, "base.yaml")
     path = written({"base": "base.yaml", "cases": {"a": {}}})
     assert [case.settings.seed for case in read(path, [])] == [0, 1]
-    assert [case.settings.seed for case in read(path, ["--seed=7"])] == [7, 7]
+    with pytest.raises(RecipeError, match="has seeds, which --seed cannot change: change the list, or choose cases"):
+        read(path, ["--seed=7"])
     assert [case.settings.seed for case in read(written({"base": "base.yaml", "seeds": [5]}), [])] == [5]
 
 

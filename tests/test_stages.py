@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from energytl import analog_layers, callbacks
 from energytl import recipe as recipe_module
 from energytl import run as run_module
+from energytl.cli import main
 from energytl.data import Digits
 from energytl.evaluation import run_accuracies
 from energytl.optim import array as array_module
@@ -259,6 +260,14 @@ def test_networks_without_anything_in_common(run, norm):
     says = refused(prepare, case, True)  # before anything trains
     assert says.startswith("case tiny: ")
     assert "Sequential has no parameter in common, by name and shape, with the network trained before" in says
+
+
+def test_check_says_that_data_of_a_stage_is_missing(run, capsys):
+    missing = of("energytl.data.MNIST", root="nowhere")
+    path = run.folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | {"stages": {"first": sgd() | {"data": missing}}}), "utf-8")
+    assert main(["check", str(path)]) == 2
+    assert "set --stages.first.data.root to a folder" in capsys.readouterr().out
 
 
 # What is kept

@@ -553,14 +553,14 @@ def test_learning_costs_are_a_line_a_method_over_the_medians_of_seeds(synthetic)
                     "condition": condition,
                     "seed": seed,
                     "accuracy_median": 0.9 + 0.01 * seed,
-                    "energy_cell_j": number * 1e-9,
+                    "energy_paper": number * 1e4,
                     "training_energy_j": number * 1e-3,
                     "training_latency_s": number * 0.1,
                     "training_pulses": 5.0,
                 }
     figure = learning_costs(results)
     assert figure is not None and len(figure.axes) == 3
-    for axes, first in zip(figure.axes, (1e-9, 1e-3, 0.1), strict=True):
+    for axes, first in zip(figure.axes, (1e4, 1e-3, 0.1), strict=True):
         drawn = [container.lines[0] for container in axes.containers]
         assert [list(line.get_xdata()) for line in drawn] == [[first, 2 * first]] * 2
         assert [list(line.get_ydata()) for line in drawn] == [[91.0, 91.0]] * 2

@@ -79,7 +79,7 @@ class TrainingCost:
         return None if None in parts else math.fsum(parts)
 
     def of_one(self, runs: int) -> "TrainingCost":
-        """The cost of one of several equal networks that trained side by side: all but time and most_writes shared."""
+        """The cost of one of several equal networks that trained side by side: its share of pulses and energies."""
         parts = {name: value for name, value in asdict(self).items() if name.startswith("energy_") and value}
         shared = {name: value / runs for name, value in parts.items()}
         return replace(self, pulses=self.pulses / runs, **shared)

@@ -19,7 +19,7 @@ from energytl.results import Result, latest_results
 from energytl.run import run_case
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Hopeless
-from energytl.workers import silently
+from energytl.workers import silently, wants_processes
 
 TRIALS = "trials"
 """Folder of a search with the runs of its trials."""
@@ -148,16 +148,9 @@ def run_silently(case: Case, runs: Path, watch: Callable[[Recipe], list[Callback
         watch: see `run_case`; a case that trains in several processes is not watched.
     """
     with silently(runs / f"{case.name}.log"):
-        if _wants_processes(case):
+        if wants_processes(case):
             return _run_in_processes(case, runs)
         return run_case(case, int(case.name), runs, resume=True, watch=watch)
-
-
-def _wants_processes(case: Case) -> bool:
-    """Whether Lightning would start processes of its own, each with this process's command line."""
-    settings = case.settings.trainer
-    devices = len(settings.devices) if isinstance(settings.devices, list) else settings.devices
-    return int(settings.num_nodes or 1) > 1 or devices not in ("auto", 1, "1", None)
 
 
 def _run_in_processes(case: Case, runs: Path) -> Result:
