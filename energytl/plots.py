@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from energytl.convergence import Group, Key, groups, order_quantile, speeds
@@ -324,7 +325,8 @@ def _conditions(keys: Iterable[Key]) -> list[str | None]:
 
 def speed_map(results: dict[str, Result]) -> Figure | None:
     """How many times fewer images each method needs than its baseline, under each condition, as colours and numbers."""
-    compared = {key: speed for key, speed in speeds(groups(results)).items() if key[1] is not None}
+    found = groups(results)
+    compared = {key: speed for key, speed in speeds(found).items() if key[1] is not None}
     conditions, methods = _conditions(compared), list(dict.fromkeys(method for method, _ in compared))
     if len(conditions) < 2:
         return None
@@ -337,6 +339,8 @@ def speed_map(results: dict[str, Result]) -> Figure | None:
         colours[y][x] = speed.ratio if math.isnan(speed.ratio) else min(max(speed.ratio, slowest), FASTEST)
         dark = colours[y][x] < slowest**0.6 or colours[y][x] > FASTEST**0.6
         said = "never" if speed.ratio == 0 else speed_text(speed, between="\n")
+        if found[method, condition].paper:
+            axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor="C1", linewidth=3))
         axes.text(x, y, said, ha="center", va="center", fontsize="small", color="white" if dark else "black")
     image = axes.imshow(colours, cmap="RdBu", norm=LogNorm(slowest, FASTEST), aspect="auto")
     axes.set_facecolor("0.9")

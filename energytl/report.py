@@ -14,7 +14,8 @@ from energytl.tables import findings, notes, tables
 
 CAPTIONS = {
     "convergence": "Accuracy on test images while training: median over runs and quartiles; dashed: the target.",
-    "speed_map": "How many times fewer images than the baseline until the target, with 95 % intervals; blue: fewer.",
+    "speed_map": "How many times fewer images than the baseline until the target, with 95 % intervals; blue: fewer; "
+    "framed: what the paper tells of.",
     "accuracy_energy": "Accuracy against energy per image: median over reads, bars from lower to upper quartile; thin "
     "lines: one read of few test images, on which the points were searched.",
     "least_energy": "Least energy that keeps the accuracy, here and as published; open: not reached, at the own best.",
