@@ -42,6 +42,13 @@ def imagenet(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def data_here(data_root, tmp_path, monkeypatch):
+    """A working directory whose folder data has the real data."""
+    (tmp_path / "data").symlink_to(data_root)
+    monkeypatch.chdir(tmp_path)
+
+
 def overrides_of(path, request):
     """What shortens a recipe, and where its data and weights are."""
     name = path.stem
@@ -69,6 +76,11 @@ def overrides_of(path, request):
         there = [f"--data.images.train={flowers}", f"--data.weights={file}"]
         cache = f"--data.cache={request.getfixturevalue('tmp_path_factory').getbasetemp() / 'features'}"
         return [*there, cache, "--train.epochs=2"]
+    if name.startswith(("athena", "energy_aware")):
+        request.getfixturevalue("data_here")
+        evaluated = ["--evaluation.images=50"] if name in ("athena_fig1", "energy_aware_transfer") else []
+        few = ["--train.epochs=1", "--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1"]
+        return [*few, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *evaluated]
     if "posttraining" in name or "depthwise" in name:
         file = "squeezenet1_0_deep_compression" if "squeezenet" in name else "mobilenet_v2_uint8"
         there = [f"--data.root={packed / 'imagenet_sample'}", f"--weights={packed / 'weights/imagenet' / file}.pth"]
@@ -89,7 +101,7 @@ def overrides_of(path, request):
 
 
 def by_size(path):
-    """Recipes of networks that want a GPU, and of those that see 224 pixels, are slow."""
+    """Recipes of networks that want a GPU, of those that see 224 pixels, and of many cases are slow."""
     large = (
         "wang_table1_vgg16",
         "wang_table1_resnet18",
@@ -100,6 +112,8 @@ def by_size(path):
         "dong_fig11",
         "dong_fig13",
         "flowers17",
+        "athena",
+        "energy_aware",
     )
     return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(large) else [], id=path.stem)
 
@@ -109,7 +123,7 @@ def test_every_recipe_runs(path, tmp_path, request):
     overrides = overrides_of(path, request)
     cases = [case.name for case in read(path, overrides)]
     large = any(word.startswith("--data.batch_size") for word in overrides) and len(cases) > 2
-    if large or path.stem.startswith("dong"):
+    if large or path.stem.startswith(("dong", "athena", "energy_aware")):
         cases = [cases[0], cases[-1]]
         overrides += [f"--case={case}" for case in cases]
     assert cli.main(["run", str(path), "--out", str(tmp_path), *overrides]) == 0
