@@ -132,14 +132,7 @@ class GoOnWithCells(Callback):
 class ClipWeights(Callback):
     """Cut the weights of analog layers to their range after each step."""
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:  # noqa: ANN401
         """Cut them; frozen ones stay."""
         for layer in analog_layers(pl_module).values():
             if layer.weight.requires_grad:

@@ -115,6 +115,11 @@ class Stage(Pretrain):
         if len(self.objective.stages()) > 1:
             raise ValueError("objective.energy_weight of a stage is one number; add a stage for each other one")
 
+    @property
+    def on_recipes_arrays(self) -> bool:
+        """Whether it trains the recipe's network on the recipe's hardware, so that its arrays can go on."""
+        return self.hardware is None and self.network is None
+
 
 @dataclass(frozen=True)
 class Programming:

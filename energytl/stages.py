@@ -83,7 +83,7 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
                     torch.distributed.barrier()  # the others load what the first one writes
         found = load_tensors(done, "kept training")
         load_what_fits(recipe.network, found["network"])
-        goes_on = isinstance(stage, Stage) and stage.hardware is None and stage.network is None
+        goes_on = isinstance(stage, Stage) and stage.on_recipes_arrays
         start.state = found["analog"] if goes_on else None
         start.cells = found["cells"] if goes_on else {}
         start.rho |= found["rho"]
@@ -176,7 +176,7 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
     teacher = copy.deepcopy(network) if stage.objective.distillation else None
     analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
-    going_on = start if stage.hardware is None and stage.network is None else Start(start.rho)
+    going_on = start if stage.on_recipes_arrays else Start(start.rho)
     going_on.apply_(analog)
     configure(analog, computation=stage.training_computation)
     module = Classifier(

@@ -473,12 +473,14 @@ class AnalogConv2d(AnalogLayer):
         return y.shape[1] // self.groups
 
     def mean_of_arrays(self, values: Tensor) -> Tensor:  # noqa: D102
-        return values.mean((0, 2, 3)).reshape(self.groups, -1)[:, 0] if self.groups > 1 else values.mean().reshape(1)
+        if self.groups == 1:
+            return super().mean_of_arrays(values)
+        return values.mean((0, 2, 3)).reshape(self.groups, -1)[:, 0]
 
     def of_arrays(self, values: Tensor) -> Tensor:  # noqa: D102
-        return (
-            values if len(values) == 1 else self._of_outputs(values.repeat_interleave(len(self.weight) // len(values)))
-        )
+        if len(values) == 1:
+            return values
+        return self._of_outputs(values.repeat_interleave(len(self.weight) // self.groups))
 
     def _largest_of_group(self, x: Tensor) -> Tensor:
         return x.abs().unflatten(1, (self.groups, -1)).amax(2)
