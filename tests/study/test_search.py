@@ -308,12 +308,19 @@ def test_workers_share_one_pretraining(finished):
     assert len(list((folder / "trained").glob("*/checkpoints"))) == 1
 
 
+def heeding_ctrl_c():
+    """As from a terminal: where tests run in a shell's background, SIGINT is ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     """SIGKILL of a worker's and then SIGINT of the command: nothing is lost, nothing counted twice."""
     command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "5"]
     command += ["--out", str(tmp_path / "logs")]
     folder = tmp_path / "logs" / "search" / "tiny_search"
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeding_ctrl_c
+    )
 
     def running():
         if not (folder / "journal.log").is_file():
