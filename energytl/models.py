@@ -193,3 +193,17 @@ def mobilenet_cifar(classes: int = 10) -> nn.Module:
         layers += [block(inputs, inputs, 3, stride, groups=inputs), block(inputs, outputs, 1)]
         inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, classes))
+
+
+def swin_cifar(width: int = 64, depths: tuple[int, ...] = (2, 2), classes: int = 10) -> nn.Module:
+    """A small Swin transformer for 32×32 images: torchvision's class, patches of 4×4, windows of 4×4, heads of 32.
+
+    Swin-T (`torchvision_model("swin_t")`) is the same with width 96, depths 2, 2, 6, 2 and windows of 7×7.
+
+    Args:
+        width: channels of the first stage; each further one has twice as many and a quarter of the tokens.
+        depths: blocks of each stage.
+        classes: number of classes.
+    """
+    heads = [width * 2**stage // 32 for stage in range(len(depths))]
+    return torchvision.models.SwinTransformer([4, 4], width, list(depths), heads, [4, 4], num_classes=classes)

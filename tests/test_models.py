@@ -12,6 +12,7 @@ NETWORKS = {
     models.vgg16_cifar: ((3, 32, 32), 14_715_584, 2_813),
     models.resnet18_cifar: ((3, 32, 32), 11_164_352, 6_801),
     models.mobilenet_cifar: ((3, 32, 32), 3_195_328, 4_561),
+    models.swin_cifar: ((3, 32, 32), 528_640, 64 + 2 * 4 * 64 + 16 + 2 * 4 * 16 + 1),
 }
 
 

@@ -83,10 +83,9 @@ class _Outputs(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, wanted: Tensor, errors: list[Tensor]) -> Tensor:  # noqa: ANN401
-        """Pass y on; no view of it, for a ReLU that works in place could not follow one."""
+        """Pass y on as a copy: nothing that works in place could follow a view of it, and tokens' outputs are views."""
         ctx.errors = errors
-        ctx.mark_dirty(y)
-        return y
+        return y.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401

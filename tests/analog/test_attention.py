@@ -39,7 +39,7 @@ from energytl.analog.attention import CallingAttention
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.read import Computation
 from energytl.devices import presets
-from energytl.optim import CTTv2, TTv2
+from energytl.optim import AGAD, CTTv2, TTv2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -471,9 +471,10 @@ def test_layers_follow_their_attention_to_another_device():
 
 
 @every_network
-@pytest.mark.parametrize("kind", [TTv2, CTTv2])
-def test_projections_train_on_the_chip(name, kind):
-    hardware = Hardware(computation=Noiseless(), weights=WeightFormat(bits=None), inputs=InputFormat(8))
+@pytest.mark.parametrize("kind", [TTv2, CTTv2, AGAD])
+@pytest.mark.parametrize("computation", [Noiseless(), Moments()], ids=["noiseless", "moments"])
+def test_projections_train_on_the_chip(name, kind, computation):
+    hardware = Hardware(computation=computation, weights=WeightFormat(bits=None), inputs=InputFormat(8))
     analog, x = convert(network(name), hardware, seed=0), pixels(name)
     optimizer = kind(analog.parameters(), lr=0.5, device=presets.reram_om(), seed=7)
     optimizer.fuse = False  # compiling takes longer than the test
