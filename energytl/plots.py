@@ -213,31 +213,65 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
 def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
     """Accuracy of each method under each condition, a line a method: median and range over chips, or else reads.
 
-    Those of all seeds count together.
+    Those of all seeds count together. Conditions of several quantities, as "skew = 0.1", get a panel a quantity. The
+    median of what has no condition is a dashed line.
     """
     methods: dict[str, dict[str, list[float]]] = {}
+    always: dict[str, list[float]] = {}
     for result in results.values():
-        if _under_condition(result) and result["drop"] is None and result["accuracy_median"] is not None:
-            several = methods.setdefault(result["method"], {}).setdefault(result["condition"], [])
-            several += result.get("accuracies_chips") or result["accuracies"]
+        if not result.get("method") or result["drop"] is not None or result["accuracy_median"] is None:
+            continue
+        measured = result.get("accuracies_chips") or result["accuracies"]
+        if result.get("condition"):
+            methods.setdefault(result["method"], {}).setdefault(result["condition"], []).extend(measured)
+        else:
+            always.setdefault(result["method"], []).extend(measured)
     if not methods:
         return None
-    conditions = list(dict.fromkeys(condition for points in methods.values() for condition in points))
-    figure, (axes,) = panels(1, height=4.4)
-    for number, (method, points) in enumerate(methods.items()):
-        places = [conditions.index(condition) for condition in points]
-        low, middle, high = ([100 * of(point) for point in points.values()] for of in (min, statistics.median, max))
-        below = [m - lo for m, lo in zip(middle, low, strict=True)]
-        above = [hi - m for m, hi in zip(middle, high, strict=True)]
-        axes.errorbar(places, middle, [below, above], color=f"C{number}", marker="o", capsize=4, label=method)
-    axes.set_ylabel("accuracy (%)")
-    axes.set_xticks(range(len(conditions)), conditions)
-    if len(conditions) > 4:
-        figure.set_figwidth(11.2)
-        axes.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=_columns(methods), fontsize="small")
+    quantities = _quantities(dict.fromkeys(condition for points in methods.values() for condition in points))
+    figure, row = panels(len(quantities), columns=3, height=4.4)
+    colours = _colours(dict.fromkeys([*methods, *always]))
+    for axes, (quantity, conditions) in zip(row, quantities.items(), strict=True):
+        for method, points in methods.items():
+            shown = [condition for condition in conditions if condition in points]
+            of_method = [[100 * value for value in points[condition]] for condition in shown]
+            middle = [statistics.median(values) for values in of_method]
+            below = [m - min(values) for m, values in zip(middle, of_method, strict=True)]
+            above = [max(values) - m for m, values in zip(middle, of_method, strict=True)]
+            if shown:
+                places = [conditions.index(condition) for condition in shown]
+                bars = [below, above]
+                axes.errorbar(places, middle, bars, color=colours[method], marker="o", capsize=4, label=method)
+        for method, measured in always.items():
+            label = f"{method}, always" if method in methods else method
+            axes.axhline(100 * statistics.median(measured), color=colours[method], linestyle="--", label=label)
+        axes.set(xlabel=quantity, ylabel="accuracy (%)")
+        values = [condition.removeprefix(f"{quantity} = ") for condition in conditions]
+        axes.set_xticks(range(len(conditions)), values)
+        if len(row) == 1 and len(conditions) > 4:
+            figure.set_figwidth(11.2)
+            axes.set_xticks(range(len(conditions)), values, rotation=30, ha="right")
+        axes.grid(alpha=0.3)
+    limits = [axes.get_ylim() for axes in row]
+    for axes in row:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    _legend_below(figure, row)
     return figure
+
+
+def _quantities(conditions: Iterable[str]) -> dict[str, list[str]]:
+    """Conditions by the quantity they are values of; together under no name, if that is not several for all of them.
+
+    >>> _quantities(["skew = 0", "skew = 1", "noise = 0"])
+    {'skew': ['skew = 0', 'skew = 1'], 'noise': ['noise = 0']}
+    >>> _quantities(["skew = 0", "skew = 1"]), _quantities(["weak", "noise = 0"])
+    ({'': ['skew = 0', 'skew = 1']}, {'': ['weak', 'noise = 0']})
+    """
+    found: dict[str, list[str]] = {}
+    for condition in conditions:
+        quantity, equals, _ = condition.partition(" = ")
+        found.setdefault(quantity if equals else "", []).append(condition)
+    return found if len(found) > 1 and "" not in found else {"": [name for names in found.values() for name in names]}
 
 
 def weights(results: dict[str, Result]) -> Figure | None:
@@ -259,7 +293,8 @@ def weights(results: dict[str, Result]) -> Figure | None:
 def convergence(results: dict[str, Result]) -> Figure | None:
     """Smoothed accuracy while training, a panel a condition: median over runs and quartiles, and the target.
 
-    What has no condition is in every panel. Of more conditions than there is room for, some are shown, evenly spread.
+    What has no condition is in every panel, dash-dotted if its method has conditions, too. Of more conditions than
+    there is room for, some are shown, evenly spread.
     """
     found = groups(results)
     if not found:
@@ -271,10 +306,13 @@ def convergence(results: dict[str, Result]) -> Figure | None:
         figure.set_figwidth(8.4)
     colours = _colours(dict.fromkeys(method for method, _ in found))
     early = _early(found)
+    varied = {method for method, condition in found if condition is not None}
     for axes, condition in zip(row, conditions, strict=True):
         shown = {key: group for key, group in found.items() if key[1] in (condition, None)}
-        for (method, _), group in shown.items():
-            _draw_runs(axes, group, method, colours[method])
+        for (method, own), group in shown.items():
+            everywhere = own is None and method in varied
+            label, style = (f"{method}, in every panel", "-.") if everywhere else (method, "-")
+            _draw_runs(axes, group, label, colours[method], style)
         for target in {group.target for group in shown.values()}:
             axes.axhline(100 * target, color="black", linewidth=0.8, linestyle="--", label="target", zorder=0)
         windows = "/".join(dict.fromkeys(str(group.window) for group in shown.values()))
@@ -292,11 +330,11 @@ def convergence(results: dict[str, Result]) -> Figure | None:
     return figure
 
 
-def _draw_runs(axes: Axes, group: Group, method: str, colour: str) -> None:
+def _draw_runs(axes: Axes, group: Group, label: str, colour: str, style: str) -> None:
     """Median and quartiles of the runs of a group, in percent."""
     low, middle, high = ((100 * order_quantile(group.smoothed.T, share)).tolist() for share in (0.25, 0.5, 0.75))
     images = group.images.tolist()
-    axes.plot(images, middle, color=colour, label=method)
+    axes.plot(images, middle, color=colour, label=label, linestyle=style)
     if len(group.accuracy) > 1:
         axes.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
 

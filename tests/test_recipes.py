@@ -29,6 +29,9 @@ SHORT = {
 }
 """Overrides that make recipes run in seconds, by the network or data that they are about."""
 
+ON_CHIP = ("athena", "energy_aware", "fagbohungbe")
+"""How the names of recipes of transfer learning on the chip begin."""
+
 
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
@@ -76,9 +79,10 @@ def overrides_of(path, request):
         there = [f"--data.images.train={flowers}", f"--data.weights={file}"]
         cache = f"--data.cache={request.getfixturevalue('tmp_path_factory').getbasetemp() / 'features'}"
         return [*there, cache, "--train.epochs=2"]
-    if name.startswith(("athena", "energy_aware")):
+    if name.startswith(ON_CHIP):
         request.getfixturevalue("data_here")
-        evaluated = ["--evaluation.images=50"] if name in ("athena_fig1", "energy_aware_transfer") else []
+        unevaluated = name.startswith("athena") and name != "athena_fig1"
+        evaluated = [] if unevaluated else ["--evaluation.images=50", "--evaluation.cost_batches=1"]
         few = ["--train.epochs=1", "--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1"]
         return [*few, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *evaluated]
     if "posttraining" in name or "depthwise" in name:
@@ -112,8 +116,7 @@ def by_size(path):
         "dong_fig11",
         "dong_fig13",
         "flowers17",
-        "athena",
-        "energy_aware",
+        *ON_CHIP,
     )
     return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(large) else [], id=path.stem)
 
@@ -123,7 +126,7 @@ def test_every_recipe_runs(path, tmp_path, request):
     overrides = overrides_of(path, request)
     cases = [case.name for case in read(path, overrides)]
     large = any(word.startswith("--data.batch_size") for word in overrides) and len(cases) > 2
-    if large or path.stem.startswith(("dong", "athena", "energy_aware")):
+    if large or path.stem.startswith(("dong", *ON_CHIP)):
         cases = [cases[0], cases[-1]]
         overrides += [f"--case={case}" for case in cases]
     assert cli.main(["run", str(path), "--out", str(tmp_path), *overrides]) == 0

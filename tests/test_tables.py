@@ -540,6 +540,27 @@ def test_accuracies_under_conditions_are_those_of_all_seeds(synthetic):
     assert list(one.lines[0].get_ydata()) == pytest.approx([85])
 
 
+def test_conditions_of_several_quantities_have_a_panel_each(synthetic):
+    def case(accuracy, method, condition):
+        return synthetic([(None, 1.0)], method=method, condition=condition, accuracies=[accuracy])
+
+    results = {
+        "digital": case(0.9, "digital", None),
+        "no skew": case(0.8, "TTv2", "skew = 0"),
+        "skew": case(0.6, "TTv2", "skew = 0.1"),
+        "noise": case(0.7, "TTv2", "transfer noise = 5 %"),
+    }
+    skew, noise = figures(results)["accuracy_by_condition"].axes
+    assert (skew.get_xlabel(), noise.get_xlabel()) == ("skew", "transfer noise")
+    assert [[label.get_text() for label in axes.get_xticklabels()] for axes in (skew, noise)] == [["0", "0.1"], ["5 %"]]
+    for axes, expected in ((skew, [80, 60]), (noise, [70])):
+        (container,) = axes.containers
+        assert list(container.lines[0].get_ydata()) == pytest.approx(expected)
+        (line,) = [line for line in axes.lines if line.get_label() == "digital"]
+        assert list(line.get_ydata()) == pytest.approx([90, 90])
+    assert skew.get_ylim() == noise.get_ylim()
+
+
 # what learning on the chip costs
 
 
