@@ -196,10 +196,15 @@ def _search(given: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
-    unknown = [name for name in names or [] if name not in {case.name for case in cases}]
-    if unknown:
-        raise RecipeError(f"--case: no case {unknown[0]!r}; there are: {', '.join(case.name for case in cases)}")
-    return [case for case in cases if names is None or case.name in names]
+    """The cases of these names; a name without its seed stands for all seeds."""
+
+    def named(case: Case, name: str) -> bool:
+        return case.name == name or case.name.startswith(f"{name}, seed ")
+
+    for name in names or []:
+        if not any(named(case, name) for case in cases):
+            raise RecipeError(f"--case: no case {name!r}; there are: {', '.join(case.name for case in cases)}")
+    return [case for case in cases if names is None or any(named(case, name) for name in names)]
 
 
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:

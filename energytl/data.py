@@ -212,15 +212,26 @@ class _AnyCIFAR100(torchvision.datasets.CIFAR100):
 
 
 class CIFAR10(_TorchvisionData):
-    """CIFAR-10 from `root`/cifar-10-batches-py; training images shifted by up to 4 pixels and mirrored at random."""
+    """CIFAR-10 from `root`/cifar-10-batches-py; training images shifted by up to 4 pixels and mirrored at random.
+
+    Args:
+        size: pixels that images are scaled to, as networks for photographs want them; 32: as they are.
+    """
 
     def __init__(
-        self, root: str = "data", download: bool = False, batch_size: int = 128, workers: int = 0, seed: int = 0
+        self,
+        root: str = "data",
+        size: int = 32,
+        download: bool = False,
+        batch_size: int = 128,
+        workers: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(root, download, (3, 32, 32), 10, batch_size, workers, seed)
+        super().__init__(root, download, (3, size, size), 10, batch_size, workers, seed)
+        self.size = size
 
     def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
-        return _AnyCIFAR10(str(self.root), train, _small_image(train), download=self.download)
+        return _AnyCIFAR10(str(self.root), train, _small_image(train, self.size), download=self.download)
 
 
 class CIFAR100(_TorchvisionData):
@@ -228,22 +239,24 @@ class CIFAR100(_TorchvisionData):
 
     Args:
         names: the classes to keep, by name; label i means names[i]. Empty: all that the files hold, by their number.
+        size: pixels that images are scaled to, as networks for photographs want them; 32: as they are.
     """
 
     def __init__(
         self,
         root: str = "data",
         names: tuple[str, ...] = (),
+        size: int = 32,
         download: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(root, download, (3, 32, 32), len(names) or 100, batch_size, workers, seed)
-        self.names = names
+        super().__init__(root, download, (3, size, size), len(names) or 100, batch_size, workers, seed)
+        self.names, self.size = names, size
 
     def read(self, train: bool) -> Dataset[Any]:  # noqa: D102
-        images = _AnyCIFAR100(str(self.root), train, _small_image(train), download=self.download)
+        images = _AnyCIFAR100(str(self.root), train, _small_image(train, self.size), download=self.download)
         if not self.names:
             return images
         unknown = [name for name in self.names if name not in images.class_to_idx]
@@ -346,9 +359,11 @@ def _image_folder(folder: Path, key: str, transform: Any) -> torchvision.dataset
         ) from error
 
 
-def _small_image(train: bool) -> transforms.Compose:
+def _small_image(train: bool, size: int) -> transforms.Compose:
     augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()] if train else []
-    return transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    scale = [] if size == 32 else [transforms.Resize(size)]
+    normal = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    return transforms.Compose([*augment, *scale, transforms.ToTensor(), normal])
 
 
 def _photograph(size: int, augment: bool) -> transforms.Compose:

@@ -92,18 +92,24 @@ def torchvision_model(name: str, weights: str | None = None, classes: int | None
     Args:
         name: torchvision's name, as resnet18.
         weights: None for random ones, DEFAULT or the name of a published set, which is downloaded.
-        classes: number of classes, if not those of ImageNet.
+        classes: number of classes, if not those of ImageNet; layers whose sizes depend on it, as the last one, then get
+            random weights.
 
     Raises:
         ValueError: for a name or a set of weights that torchvision does not have.
     """
-    if classes is not None and weights is not None:
-        raise ValueError("network.classes cannot change the classes of downloaded weights; leave one of them out")
     options = {} if classes is None else {"num_classes": classes}
     try:
-        network: nn.Module = torchvision.models.get_model(name, weights=weights, **options)
+        if weights is None or classes is None:
+            network: nn.Module = torchvision.models.get_model(name, weights=weights, **options)
+            return network
+        published = torchvision.models.get_model(name, weights=weights).state_dict()
+        network = torchvision.models.get_model(name, **options)
     except (KeyError, ValueError) as error:
         raise ValueError(f"network.name {name} with weights {weights}: torchvision says {error}") from error
+    own = network.state_dict()
+    fitting = {key: tensor for key, tensor in published.items() if key in own and own[key].shape == tensor.shape}
+    network.load_state_dict(fitting, strict=False)
     return network
 
 

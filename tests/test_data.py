@@ -123,6 +123,16 @@ def test_classes_of_cifar100_keep_the_order_of_their_names(data_root):
     assert torch.equal(both.test_set[0][0], pair.test_set[0][0])
 
 
+@pytest.mark.parametrize("kind", [data.CIFAR10, data.CIFAR100])
+def test_small_images_are_scaled(data_root, kind):
+    plain, scaled = kind(root=str(data_root)), kind(root=str(data_root), size=64)
+    for images in (plain, scaled):
+        images.setup()
+    assert scaled.shape == scaled.train_set[0][0].shape == (3, 64, 64)
+    halved = torch.nn.functional.avg_pool2d(scaled.test_set[0][0], 2)
+    assert (halved - plain.test_set[0][0]).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize(("name", "says"), [("unicorn", "which CIFAR-100 does not"), ("tank", "hold no images of")])
 def test_classes_that_are_not_there(data_root, name, says):
     assert says in data.CIFAR100(root=str(data_root), names=("beaver", name)).present()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 
 from energytl import convert, estimate, left_digital, models
 
@@ -44,5 +45,15 @@ def test_torchvision_by_name():
     assert models.torchvision_model("squeezenet1_0", classes=5)(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     with pytest.raises(ValueError, match=r"network\.name resnet99"):
         models.torchvision_model("resnet99")
-    with pytest.raises(ValueError, match=r"network\.classes"):
-        models.torchvision_model("resnet18", weights="DEFAULT", classes=5)
+
+
+def test_downloaded_weights_leave_another_number_of_classes_a_new_last_layer(monkeypatch):
+    published = models.torchvision_model("squeezenet1_1").state_dict()
+    kind = torchvision.models.SqueezeNet1_1_Weights
+    monkeypatch.setattr(kind, "get_state_dict", lambda self, *args, **kwargs: published)
+    network = models.torchvision_model("squeezenet1_1", weights="DEFAULT", classes=5)
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+    new = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, published[key])}
+    assert new == {"classifier.1.weight", "classifier.1.bias"}
+    with pytest.raises(ValueError, match="torchvision says"):
+        models.torchvision_model("squeezenet1_1", weights="IMAGENET99", classes=5)
