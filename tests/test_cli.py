@@ -300,9 +300,10 @@ def test_check_of_missing_data_tells_and_fails(recipe, tmp_path, capsys, monkeyp
     assert "holds no readable CIFAR10" in capsys.readouterr().out
 
 
-def test_a_case_without_its_seed_stands_for_all_seeds(recipe, capsys):
-    recipe.write_text(recipe.read_text() + "\nseeds: [3, 4]\n")
-    assert cli.main(["cost", str(recipe), "--json", "--case", "traditional"]) == 0
+def test_a_case_without_its_seed_stands_for_all_seeds(recipe, tmp_path, capsys):
+    seeded = tmp_path / "seeded.yaml"
+    seeded.write_text(recipe.read_text() + "\nseeds: [3, 4]\n")
+    assert cli.main(["cost", str(seeded), "--json", "--case", "traditional"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["traditional, seed 3", "traditional, seed 4"]
 
 

@@ -482,7 +482,7 @@ def test_projections_train_on_the_chip(name, kind, computation):
     before = {key: layer.weight.detach().clone() for key, layer in layers.items()}
     for _ in range(3):
         optimizer.zero_grad()
-        (30 * analog(x)).square().sum().backward()
+        analog(x).square().mean().backward()
         assert all(layer.weight.grad is None for layer in layers.values())  # samples instead
         optimizer.step()
     moved = [key for key, layer in layers.items() if not torch.equal(layer.weight, before[key])]
