@@ -53,7 +53,7 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
         except BrokenProcessPool as error:
             raise RuntimeError("a worker was killed; to go on, repeat the command with --resume") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # waits for those that have begun
 
 
 def _run(case: Case, place: int, folder: Path, resume: bool, workers: int, index: int) -> None:
