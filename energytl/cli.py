@@ -199,7 +199,7 @@ def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
     """The cases of these names; a name without its seed stands for all seeds."""
 
     def named(case: Case, name: str) -> bool:
-        return case.name == name or case.name.startswith(f"{name}, seed ")
+        return case.name in (name, f"{name}, seed {case.settings.seed}")
 
     for name in names or []:
         if not any(named(case, name) for case in cases):

@@ -221,11 +221,11 @@ class CIFAR10(_TorchvisionData):
     def __init__(
         self,
         root: str = "data",
-        size: int = 32,
         download: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         seed: int = 0,
+        size: int = 32,
     ) -> None:
         super().__init__(root, download, (3, size, size), 10, batch_size, workers, seed)
         self.size = size
@@ -246,11 +246,11 @@ class CIFAR100(_TorchvisionData):
         self,
         root: str = "data",
         names: tuple[str, ...] = (),
-        size: int = 32,
         download: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         seed: int = 0,
+        size: int = 32,
     ) -> None:
         super().__init__(root, download, (3, size, size), len(names) or 100, batch_size, workers, seed)
         self.names, self.size = names, size

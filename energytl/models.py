@@ -107,10 +107,14 @@ def torchvision_model(name: str, weights: str | None = None, classes: int | None
         network = torchvision.models.get_model(name, **options)
     except (KeyError, ValueError) as error:
         raise ValueError(f"network.name {name} with weights {weights}: torchvision says {error}") from error
-    own = network.state_dict()
-    fitting = {key: tensor for key, tensor in published.items() if key in own and own[key].shape == tensor.shape}
-    network.load_state_dict(fitting, strict=False)
+    network.load_state_dict(what_fits(network, published), strict=False)
     return network
+
+
+def what_fits(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters and buffers of a state dict that the network has, too, by name and shape."""
+    own = network.state_dict()
+    return {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
 
 
 class _CifarResNet(nn.Module):

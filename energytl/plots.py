@@ -185,7 +185,8 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
     methods: dict[str, dict[str, Result]] = {}
     for result in results.values():
         point = (result.get("points") or [result])[0]
-        if _under_condition(result) and point["drop"] is not None and point["energy_paper"] is not None:
+        named = result.get("method") and result.get("condition")
+        if named and point["drop"] is not None and point["energy_paper"] is not None:
             methods.setdefault(result["method"], {})[result["condition"]] = point
     if not methods:
         return None
@@ -243,7 +244,7 @@ def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
                 bars = [below, above]
                 axes.errorbar(places, middle, bars, color=colours[method], marker="o", capsize=4, label=method)
         for method, measured in always.items():
-            label = f"{method}, always" if method in methods else method
+            label = f"{method}, in every panel" if method in methods else method
             axes.axhline(100 * statistics.median(measured), color=colours[method], linestyle="--", label=label)
         axes.set(xlabel=quantity, ylabel="accuracy (%)")
         values = [condition.removeprefix(f"{quantity} = ") for condition in conditions]
@@ -252,9 +253,7 @@ def accuracy_by_condition(results: dict[str, Result]) -> Figure | None:
             figure.set_figwidth(11.2)
             axes.set_xticks(range(len(conditions)), values, rotation=30, ha="right")
         axes.grid(alpha=0.3)
-    limits = [axes.get_ylim() for axes in row]
-    for axes in row:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    _same_heights(row)
     _legend_below(figure, row)
     return figure
 
@@ -323,9 +322,7 @@ def convergence(results: dict[str, Result]) -> Figure | None:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-    limits = [axes.get_ylim() for axes in row]
-    for axes in row:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    _same_heights(row)
     _legend_below(figure, row)
     return figure
 
@@ -396,10 +393,6 @@ def speed_map(results: dict[str, Result]) -> Figure | None:
     )
     bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
-
-
-def _under_condition(result: Result) -> bool:
-    return bool(result.get("method") and result.get("condition"))
 
 
 def depthwise_share(results: dict[str, Result]) -> Figure | None:
@@ -600,6 +593,13 @@ def _legend(figure: Figure, row: list[Axes]) -> None:
     else:
         for axes in row:
             axes.legend(fontsize="small")
+
+
+def _same_heights(row: list[Axes]) -> None:
+    """All panels get the y axis that shows what any of them shows."""
+    limits = [axes.get_ylim() for axes in row]
+    for axes in row:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def _legend_below(figure: Figure, row: list[Axes]) -> None:

@@ -23,6 +23,7 @@ from energytl.analog.programming import program_
 from energytl.callbacks import History
 from energytl.classifier import Classifier
 from energytl.data import ImageData
+from energytl.models import what_fits
 from energytl.optim.on_chip import Cells
 from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
 from energytl.results import Result, write_tensors
@@ -150,8 +151,7 @@ def load_what_fits(network: nn.Module, state: dict[str, Any]) -> None:
     Raises:
         RecipeError: if there are none.
     """
-    own = network.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    fitting = what_fits(network, state)
     if not any(name in fitting for name, _ in network.named_parameters()):
         raise RecipeError(
             f"{type(network).__name__} has no parameter in common, by name and shape, with the network trained before "

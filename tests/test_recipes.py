@@ -15,6 +15,7 @@ SHORT = {
     "quickstart": ["--pretrain.epochs=1", "--train.epochs=1", "--evaluation.reads=2", "--evaluation.images=100"],
     "onchip_mnist": ["--train.epochs=1", "--trainer.limit_train_batches=2", "--evaluation.images=100"],
     "lenet": ["--pretrain.epochs=1", "--train.epochs=1", "--trainer.limit_train_batches=5", "--evaluation.images=50"],
+    "swin_t": ["--network.weights=null", "--data.size=32", "--evaluation.reads=1"],
     "dong_large": ["--data.batch_size=2", "--calibration_batches=1", "--evaluation.images=4"],
     "cifar10": [
         "--train.epochs=1",
@@ -83,7 +84,7 @@ def overrides_of(path, request):
         request.getfixturevalue("data_here")
         unevaluated = name.startswith("athena") and name != "athena_fig1"
         evaluated = [] if unevaluated else ["--evaluation.images=50", "--evaluation.cost_batches=1"]
-        evaluated += ["--network.weights=null", "--data.size=32"] if name == "fagbohungbe_swin_t" else []
+        evaluated += SHORT["swin_t"] if name == "fagbohungbe_swin_t" else []
         few = ["--train.epochs=1", "--trainer.val_check_interval=1", "--trainer.check_val_every_n_epoch=1"]
         return [*few, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *evaluated]
     if "posttraining" in name or "depthwise" in name:
