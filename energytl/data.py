@@ -39,8 +39,9 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size is {batch_size}; allowed: 1 or more")
+        for name, number in (("batch_size", batch_size), ("size", shape[-1])):
+            if number < 1:
+                raise ValueError(f"data.{name} is {number}; allowed: 1 or more")
         self.shape, self.classes = shape, classes
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None

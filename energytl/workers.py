@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,12 +37,8 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
             print(f"{case.name} ({place + 1} of {total})", file=sys.stderr)
             run_case(case, place, folder, resume)
         return
-    spawn = multiprocessing.get_context("spawn")
     workers = min(workers, len(cases))
-    with (
-        tqdm(total=len(cases), desc=folder.name, unit="case") as bar,
-        ProcessPoolExecutor(workers, mp_context=spawn) as pool,
-    ):
+    with tqdm(total=len(cases), desc=folder.name, unit="case") as bar, pool_of(workers) as pool:
         started = {
             pool.submit(_run, case, place, folder, resume, workers, number % workers): case
             for number, (place, case) in enumerate(cases.items())
@@ -69,6 +66,18 @@ def silently(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         yield
+
+
+def pool_of(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes that end with this one."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, even if that was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def limit_threads(workers: int) -> None:

@@ -101,6 +101,13 @@ def test_folders_with_other_classes_are_refused(tmp_path):
     assert "has other classes" in data.ImageFolder(train=str(train), test=str(test), size=16).present()
 
 
+@pytest.mark.parametrize("kind", [data.CIFAR10, data.CIFAR100, data.ImageNet])
+@pytest.mark.parametrize("key", ["size", "batch_size"])
+def test_images_without_pixels_and_batches_without_images_are_refused(kind, key):
+    with pytest.raises(ValueError, match=rf"data\.{key} is 0; allowed: 1 or more"):
+        kind(**{key: 0})
+
+
 @pytest.mark.parametrize(("kind", "sizes"), [(data.MNIST, (60000, 10000)), (data.CIFAR10, (50000, 10000))])
 def test_real_data_sets(data_root, kind, sizes):
     images = kind(root=str(data_root), batch_size=16)

@@ -1,5 +1,8 @@
 """Cases of a recipe in several processes."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -46,3 +49,18 @@ def test_workers_are_one_or_more(tmp_path, capsys, workers):
     code, _ = run(tmp_path, "out", workers)
     assert code == 2
     assert f"--workers is {workers}; allowed: 1 or more" in capsys.readouterr().err
+
+
+def test_workers_end_with_the_command_that_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, time\nfrom energytl.workers import pool_of\n"
+        "if __name__ == '__main__':\n"
+        "    pool = pool_of(1)\n"
+        "    pool.submit(print, 'begun', flush=True).result()\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    os.kill(os.getpid(), 9)\n",
+        "utf-8",
+    )
+    killed = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert (killed.returncode, killed.stdout) == (-9, "begun\n")  # read to its end: the worker holds it no longer

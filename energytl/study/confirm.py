@@ -1,10 +1,9 @@
 """The front, measured again with many reads and written as recipes that are ready to run."""
 
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from energytl.study.quantities import QUANTITIES
 from energytl.study.search import Search, wanted_quantities
 from energytl.study.settings import Settings, Study, StudyError
 from energytl.study.trial import run_silently
-from energytl.workers import limit_threads, on_own_gpu
+from energytl.workers import limit_threads, on_own_gpu, pool_of
 
 CONFIRMED, FRONT = "confirmed", "front"
 """Folders of a search: runs with many reads; recipes."""
@@ -54,7 +53,6 @@ def confirm_front(search: Search) -> list[Point]:
 def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
     """The results of these cases, by trial, with a bar; a case that fails is named and left out."""
     results: dict[int, Result] = {}
-    spawn = multiprocessing.get_context("spawn")
     workers = min(search.workers, max(1, len(cases)))
     with tqdm(total=len(cases), desc="front, measured again", unit="point") as bar:
 
@@ -69,7 +67,7 @@ def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
             for number, case in cases.items():
                 take(number, lambda case=case: _measure(case, search.folder, 1, 0))
             return results
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with pool_of(workers) as pool:
             started = {
                 pool.submit(_measure, case, search.folder, workers, place % workers): number
                 for place, (number, case) in enumerate(cases.items())

@@ -36,7 +36,7 @@ from energytl.study.storage import (
     slots,
 )
 from energytl.study.trial import Outcome, Rivals, run_trial
-from energytl.workers import limit_threads, on_own_gpu
+from energytl.workers import end_with_parent, limit_threads, on_own_gpu
 
 POLL_S = 1.0
 """How often a worker without work looks for some, and the bar is drawn."""
@@ -144,6 +144,7 @@ def _end(processes: list[Any]) -> None:
 
 def _worker(search: Search, index: int, begun: int) -> None:
     """One of several processes."""
+    end_with_parent()
     quiet_libraries()
     limit_threads(search.workers)
     try:
