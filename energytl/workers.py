@@ -75,9 +75,14 @@ def pool_of(workers: int) -> ProcessPoolExecutor:
 
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, even if that was killed and could not say so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def limit_threads(workers: int) -> None:
