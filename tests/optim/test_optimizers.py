@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -442,37 +441,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(mode, tmp_path):
     assert again.activities() == optimizer.activities()
 
 
-class Module(LightningModule):
-    """Any Lightning module."""
-
-    def __init__(self, mode, seed=7):
-        super().__init__()
-        self.network, self.mode, self.seed = network(), mode, seed
-
-    def training_step(self, batch, _):
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return optimizer_of(self.mode, self.network, seed=self.seed)
-
-
 @every_optimizer
-def test_a_lightning_checkpoint_goes_on_bit_for_bit(name, tmp_path):
+def test_a_lightning_checkpoint_goes_on_bit_for_bit(name, fit, tmp_path):
     x, y = zip(*batches(4), strict=True)
     loader = DataLoader(TensorDataset(torch.cat(x), torch.cat(y)), batch_size=8)
-
-    def fit(module, epochs, **how):
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(accelerator="cpu", max_epochs=epochs, enable_progress_bar=False, **quiet)
-        trainer.fit(module, loader, **how)
-        return trainer
-
-    straight = Module(name)
-    fit(straight, 2)
-    fit(Module(name), 1).save_checkpoint(tmp_path / "half.ckpt")
-    resumed = Module(name, seed=99)
-    fit(resumed, 2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert_equal(dict(resumed.network.named_parameters()), dict(straight.network.named_parameters()))
+    straight, half, resumed = network(), network(), network()
+    fit(straight, lambda model: optimizer_of(name, model), loader, 2)
+    fit(half, lambda model: optimizer_of(name, model), loader, 1).save_checkpoint(tmp_path / "half.ckpt")
+    other = {"ckpt_path": tmp_path / "half.ckpt", "weights_only": True}
+    fit(resumed, lambda model: optimizer_of(name, model, seed=99), loader, 2, **other)
+    assert_equal(dict(resumed.named_parameters()), dict(straight.named_parameters()))
 
 
 def bytes_per_weight(mode):

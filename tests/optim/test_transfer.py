@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -402,37 +401,19 @@ def test_a_resumed_run_goes_on_bit_for_bit(kind, tmp_path):
     assert again.activities() == optimizer.activities()
 
 
-class Module(LightningModule):
-    """Any Lightning module."""
-
-    def __init__(self, kind, seed=0):
-        super().__init__()
-        self.network, self.kind = network(kind, seed), kind
-
-    def training_step(self, batch, _):
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return self.kind(self.network.parameters(), lr=0.2)
-
-
 @BOTH
-def test_a_lightning_checkpoint_goes_on_bit_for_bit(kind, tmp_path):
+def test_a_lightning_checkpoint_goes_on_bit_for_bit(kind, fit, tmp_path):
     x, y = zip(*batches(4), strict=True)
     loader = DataLoader(TensorDataset(torch.cat(x), torch.cat(y)), batch_size=8)
 
-    def fit(module, epochs, **how):
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(accelerator="cpu", max_epochs=epochs, enable_progress_bar=False, **quiet)
-        trainer.fit(module, loader, **how)
-        return trainer
+    def optimizer_of(model):
+        return kind(model.parameters(), lr=0.2)
 
-    straight = Module(kind)
-    unbroken = fit(straight, 2).optimizers[0].activities()
-    fit(Module(kind), 1).save_checkpoint(tmp_path / "half.ckpt")
-    resumed = Module(kind, seed=9)
-    trainer = fit(resumed, 2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert_same(dict(resumed.network.named_parameters()), dict(straight.network.named_parameters()))
+    straight, half, resumed = (network(kind, seed) for seed in (0, 0, 9))
+    unbroken = fit(straight, optimizer_of, loader, 2).optimizers[0].activities()
+    fit(half, optimizer_of, loader, 1).save_checkpoint(tmp_path / "half.ckpt")
+    trainer = fit(resumed, optimizer_of, loader, 2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert_same(dict(resumed.named_parameters()), dict(straight.named_parameters()))
     assert trainer.optimizers[0].activities() == unbroken
     assert [activity.samples for activity in unbroken] == [2 * 32 * 9, 2 * 32]  # Lightning forgets gradients in between
 
