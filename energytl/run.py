@@ -170,9 +170,10 @@ def _measure(
 
 
 def _untrained(recipe: Recipe, accuracy_digital: float) -> bool:
-    """Whether the analog network is trained from a digital one that nobody trained before: near chance it is."""
-    from_scratch = recipe.train is not None and recipe.pretrain is None and recipe.weights is None
-    return from_scratch and accuracy_digital <= 1.5 / recipe.data.classes
+    """Whether training begins with a digital network that has not learnt this data: near chance it is."""
+    before = list(recipe.before.values())
+    unlearnt = before[-1].data is not None if before else recipe.weights is None
+    return recipe.train is not None and unlearnt and accuracy_digital <= 1.5 / recipe.data.classes
 
 
 def _refuse_chance(case: Case, target: float, classes: int) -> None:

@@ -253,6 +253,15 @@ def test_what_a_network_of_other_classes_learnt_goes_on_but_for_its_head(run):
     assert [row["epoch"] for row in stage["history"]] == [1.0]
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_what_has_learnt_other_data_says_nothing_of_a_digital_network_of_this(run, halves):
+    evaluation = {"reads": 1, "images": 200, "max_drop": None, "cost_batches": 1}
+    pretrain = HALVES if halves else sgd(lr=0.0)  # at chance either way
+    settings = {"network": network(norm=True), "pretrain": pretrain, "train": sgd(), "evaluation": evaluation}
+    found = run(settings).result["accuracy_digital"]
+    assert found is None if halves else 0 <= found < 0.3
+
+
 @pytest.mark.parametrize("norm", [False, True])  # whose count of batches has the same shape everywhere
 def test_networks_without_anything_in_common(run, norm):
     other = HALVES | {"network": network(hidden=7, classes=5, norm=norm)}
