@@ -556,6 +556,16 @@ def test_only_the_same_algorithm_goes_on_with_its_fast_array(run, before, after)
                     assert not torch.equal(state["fast"][part], earlier[name][part])
 
 
+def test_a_fast_array_of_other_cells_is_drawn_anew(run):
+    hfo2 = of("energytl.devices.presets.reram_hfo2")
+    ran = run({"stages": {"first": chip("CTTv2")}, "train": chip("CTTv2", lr=0.0, fast_device=hfo2)})
+    (kept,) = run.kept()
+    assert_went_on(arrays(ran), kept["cells"])
+    for state, earlier in zip(ran.spy.states.values(), kept["cells"].values(), strict=True):
+        assert (state["chop"] == 1).all()
+        assert not torch.equal(state["fast"]["up"], earlier["fast"]["up"])
+
+
 def test_digital_training_goes_on_with_the_weights_that_cells_show(run):
     ran = run({"stages": {"first": chip()}, "train": sgd(lr=0.0)})
     (kept,) = run.kept()

@@ -66,8 +66,7 @@ class PulsedOptimizer(OnChipOptimizer):
         train: PulseTrain,
         seed: int | None,
     ) -> None:
-        if not isinstance(device, PulsedDevice):
-            raise TypeError(f"device is {device!r}; allowed: a pulsed device, as energytl.devices.presets.reram_om()")
+        require_pulsed("device", device)
         self.device, self.exact, self.train = device, exact, train
         self.fuse = True
         seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -165,11 +164,13 @@ class PulsedOptimizer(OnChipOptimizer):
             if layers:
                 names = ("slow", *FAST, "range")
                 arrays = {name: state[name] for name in names if name in state}
-                kept[layers[0].index] = arrays | {"on": repr(self.device), "algorithm": type(self).__name__}
+                kept[layers[0].index] = arrays | {"on": repr(self.device), "algorithm": self.fast_kind}
         return kept
 
     def go_on_with(self, cells: Cells) -> None:
-        """Begin with these arrays. A new A is drawn if another algorithm has used it, which may have turned its signs.
+        """Begin with these arrays.
+
+        A new A is drawn if it is of other cells, or was used by another algorithm, which may have turned its signs.
 
         Raises:
             ValueError: if they are of another device.
@@ -182,6 +183,11 @@ class PulsedOptimizer(OnChipOptimizer):
                 )
         self.earlier = cells
 
+    @property
+    def fast_kind(self) -> str:
+        """What two trainings have in common if one can go on with the other's array A."""
+        return type(self).__name__
+
     def _take_over(self, layer: AnalogLayer, state: State) -> None:
         """Put the arrays of an earlier training in the place of new ones; their pulses are counted from 0."""
         earlier = self.earlier.get(layer.index)
@@ -192,7 +198,7 @@ class PulsedOptimizer(OnChipOptimizer):
                 f"layer {layer.index} has another shape or range than its arrays were programmed for: write it onto "
                 "new ones (program)"
             )
-        for name in ("slow", *(FAST if earlier["algorithm"] == type(self).__name__ else ())):
+        for name in ("slow", *(FAST if earlier["algorithm"] == self.fast_kind else ())):
             if name in earlier and name in state:
                 state[name] = tree_map(lambda tensor: tensor.to(layer.weight.device, copy=True), earlier[name])
                 if isinstance(state[name], dict):  # an array
@@ -228,6 +234,16 @@ class PulsedOptimizer(OnChipOptimizer):
                 )
             )
         return found
+
+
+def require_pulsed(name: str, device: object) -> None:
+    """Refuse what is no pulsed device.
+
+    Raises:
+        TypeError: in one line.
+    """
+    if not isinstance(device, PulsedDevice):
+        raise TypeError(f"{name} is {device!r}; allowed: a pulsed device, as energytl.devices.presets.reram_om()")
 
 
 def lines_of(layer: AnalogLayer, x: Tensor, d: Tensor) -> Lines:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ from energytl.optim.pulses import ExpectedPulses, Lines, PulseRates, PulseTrain,
 
 Reader = Callable[[Tensor], Tensor]
 """Weights of some columns (…, O, m) → what reading them returns."""
+
+
+class Devices(NamedTuple):
+    """Kinds of cells.
+
+    Attributes:
+        fast: of the array A.
+        slow: of the array C.
+    """
+
+    fast: PulsedDevice
+    slow: PulsedDevice
 
 
 @dataclass
@@ -146,13 +159,13 @@ class TikiTaka(ABC):
         if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"every is {self.every}; allowed: whole numbers of images, 1 or more")
 
-    def new(self, shape: tuple[int, ...], device: PulsedDevice, generator: torch.Generator) -> Pair:
+    def new(self, shape: tuple[int, ...], devices: Devices, generator: torch.Generator) -> Pair:
         """Two arrays that hold 0, drawn from the generator."""
         none = torch.zeros((), device=generator.device)
         full = torch.zeros(shape, device=generator.device)
         return Pair(
-            fast=CellArray.new(device, shape, generator),
-            slow=CellArray.new(device, shape, generator),
+            fast=CellArray.new(devices.fast, shape, generator),
+            slow=CellArray.new(devices.slow, shape, generator),
             buffer=full if self.buffered else none,
             chop=torch.ones((*shape[:-2], 1, shape[-1]), device=generator.device),
             mean=full.half() if self.referenced else none,  # what a converter of 9 bits returns fits in float16
@@ -175,7 +188,7 @@ class TikiTaka(ABC):
         rates: PulseRates,
         images: int,
         lr: float,
-        device: PulsedDevice,
+        devices: Devices,
         read: Reader,
         generator: torch.Generator,
     ) -> list[Shown]:
@@ -183,7 +196,7 @@ class TikiTaka(ABC):
         if pair.waiting is None:
             pair.waiting = Waiting.new(tuple(pair.slow.state.shape), pair.chop.device)
         pair.waiting.add_(lines, rates, min(1.0, images / (self.every * pair.columns)))
-        return self.transfer_(pair, self.due(pair, images), lr, device, read, generator, lines.samples / images)
+        return self.transfer_(pair, self.due(pair, images), lr, devices, read, generator, lines.samples / images)
 
     def learn_in_order_(
         self,
@@ -192,7 +205,7 @@ class TikiTaka(ABC):
         samples: int,
         images: int,
         lr: float,
-        device: PulsedDevice,
+        devices: Devices,
         read: Reader,
         generator: torch.Generator,
         fuse: bool = False,
@@ -209,7 +222,7 @@ class TikiTaka(ABC):
             samples: number of samples, equally many for each image.
             images: number of images; so few that no column is read twice.
             lr: scale of what is read.
-            device: kind of cell.
+            devices: kinds of cells.
             read: reads columns.
             generator: of all noise.
             fuse: compute in fused kernels.
@@ -238,14 +251,14 @@ class TikiTaka(ABC):
 
         if len(active):
             part = pair.fast if len(active) == pair.columns else pair.fast.chosen(active)
-            part.train_(noted, samples, device, generator, fuse, before.index_select(-1, active), ends[active])
+            part.train_(noted, samples, devices.fast, generator, fuse, before.index_select(-1, active), ends[active])
             pair.fast.put_chosen_(active, part)
-        moved = self.transfer_(pair, reads, lr, device, read, generator)
+        moved = self.transfer_(pair, reads, lr, devices, read, generator)
         if of_read_columns:
             rest = torch.cat(of_read_columns, -3)
             rest *= (torch.arange(samples, device=where).unsqueeze(-1) >= ends[pulsed]).unsqueeze(-2)
             part, signs = pair.fast.chosen(pulsed), pair.chop.index_select(-1, pulsed)
-            part.train_(partial(_samples, rest), samples, device, generator, fuse, signs)
+            part.train_(partial(_samples, rest), samples, devices.fast, generator, fuse, signs)
             pair.fast.put_chosen_(pulsed, part)
         return moved
 
@@ -254,7 +267,7 @@ class TikiTaka(ABC):
         pair: Pair,
         reads: int,
         lr: float,
-        device: PulsedDevice,
+        devices: Devices,
         read: Reader,
         generator: torch.Generator,
         per_image: float = 1.0,
@@ -270,10 +283,10 @@ class TikiTaka(ABC):
             columns = pair.fast.columns(event.first, event.number)
             if pair.waiting is not None:
                 pulses = pair.waiting.take_(event.first, event.number, samples)
-                columns.train_aggregated_(pulses, event.of(pair.chop), device, generator)
-            shown = columns.show_(device, generator)
+                columns.train_aggregated_(pulses, event.of(pair.chop), devices.fast, generator)
+            shown = columns.show_(devices.fast, generator)
             pair.fast.put_(event.first, columns)
-            weights = self.move_(pair, event, read(shown), lr, device, generator)
+            weights = self.move_(pair, event, read(shown), lr, devices, generator)
             if weights is not None:
                 moved.append((event.first, weights))
             pair.reads += event.number
@@ -282,7 +295,7 @@ class TikiTaka(ABC):
 
     @abstractmethod
     def move_(
-        self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
+        self, pair: Pair, event: Event, seen: Tensor, lr: float, devices: Devices, generator: torch.Generator
     ) -> Tensor | None:
         """What one event does with the values seen (…, O, m); what C's columns show then, None if nothing moved."""
 
@@ -299,14 +312,14 @@ class TTv1(TikiTaka):
     buffered = False
 
     def move_(  # noqa: D102
-        self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
+        self, pair: Pair, event: Event, seen: Tensor, lr: float, devices: Devices, generator: torch.Generator
     ) -> Tensor | None:
         one_hot = torch.ones((*seen.shape[:-2], seen.shape[-1], 1), device=seen.device)
-        counts = coincidences(one_hot, -seen.mT, lr / device.dw_min, self.train, generator)
+        counts = coincidences(one_hot, -seen.mT, lr / devices.slow.dw_min, self.train, generator)
         numbers = counts.squeeze(-1).mT
         columns = pair.slow.columns(event.first, event.number)
-        columns.train_(lambda first, last: numbers.unsqueeze(-3), 1, device, generator)
-        shown = columns.show_(device, generator)
+        columns.train_(lambda first, last: numbers.unsqueeze(-3), 1, devices.slow, generator)
+        shown = columns.show_(devices.slow, generator)
         pair.slow.put_(event.first, columns)
         return shown
 
@@ -316,7 +329,7 @@ class Integrating(TikiTaka, ABC):
     """H_k += lr·(what is seen); where |H| reaches θ, C gets one pulse of H's sign and H keeps a share of its value.
 
     Attributes:
-        threshold: θ in units of the device's dw_min.
+        threshold: θ in units of dw_min of C's device.
         kept: share of H that stays when a pulse is sent.
     """
 
@@ -332,10 +345,10 @@ class Integrating(TikiTaka, ABC):
             raise ValueError(f"kept is {self.kept}; allowed: 0 up to, not including, 1")
 
     def move_(  # noqa: D102
-        self, pair: Pair, event: Event, seen: Tensor, lr: float, device: PulsedDevice, generator: torch.Generator
+        self, pair: Pair, event: Event, seen: Tensor, lr: float, devices: Devices, generator: torch.Generator
     ) -> Tensor | None:
         signal, may_fire = self.signal_(pair, event, seen, generator)
-        theta = self.threshold * device.dw_min
+        theta = self.threshold * devices.slow.dw_min
         buffer = event.of(pair.buffer).add_(signal, alpha=lr)
         if not may_fire:
             return None
@@ -345,8 +358,8 @@ class Integrating(TikiTaka, ABC):
         direction = buffer.sign() * fires
         buffer.copy_(torch.where(fires, self.kept * buffer, buffer))
         columns = pair.slow.columns(event.first, event.number)
-        columns.pulse_(direction, device, generator)
-        shown = columns.show_(device, generator)
+        columns.pulse_(direction, devices.slow, generator)
+        shown = columns.show_(devices.slow, generator)
         pair.slow.put_(event.first, columns)
         return shown
 

@@ -14,9 +14,9 @@ from energytl.devices.pulsed import PulsedDevice
 from energytl.optim import tiki_taka
 from energytl.optim.array import CellArray
 from energytl.optim.column_read import ColumnRead
-from energytl.optim.pulsed_optimizer import PulsedOptimizer, State, show
+from energytl.optim.pulsed_optimizer import PulsedOptimizer, State, require_pulsed, show
 from energytl.optim.pulses import Lines, PulseTrain, counts_in_order, pulse_rates
-from energytl.optim.tiki_taka import Pair, Shown, TikiTaka, Waiting
+from energytl.optim.tiki_taka import Devices, Pair, Shown, TikiTaka, Waiting
 
 MOSTLY = 0.9
 """Share of inputs that are not always zero from which on all columns are worked on, rather than those alone."""
@@ -26,7 +26,9 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
     """What TTv1, TTv2, CTTv2 and AGAD share: a fast array A beside the weights' array C.
 
     Args:
+        device: kind of cell of C.
         algorithm: which.
+        fast_device: kind of cell of A, of pulses as long and of the same energy; None: as C's.
         fast_rate: with auto_scale the share of the longest train that the largest pair of lines of an average sample
             uses; else λ_A, what a sample moves A by for each unit of x·d.
         auto_scale: choose λ_A by running means of the samples' max|x| and max|d|, for each group of a layer, so that
@@ -44,6 +46,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         lr: float,
         device: PulsedDevice,
         algorithm: TikiTaka,
+        fast_device: PulsedDevice | None = None,
         fast_rate: float = 0.1,
         auto_scale: bool = True,
         column_read: ColumnRead = ColumnRead(),
@@ -51,8 +54,16 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         train: PulseTrain = PulseTrain(),
         seed: int | None = None,
     ) -> None:
-        if isinstance(device, PulsedDevice):  # else refused below
-            device.require_symmetry_point()
+        self.devices = Devices(device if fast_device is None else fast_device, device)
+        require_pulsed("device", device)
+        require_pulsed("fast_device", self.devices.fast)
+        self.devices.fast.require_symmetry_point()
+        pulses = [(kind.pulse_s, kind.pulse_j) for kind in self.devices]
+        if pulses[0] != pulses[1]:
+            raise ValueError(
+                f"fast_device has pulses (pulse_s, pulse_j) of {pulses[0]}, device of {pulses[1]}: give both the same, "
+                "as they are counted together"
+            )
         if not 0 < fast_rate < float("inf"):
             raise ValueError(f"fast_rate is {fast_rate}; allowed: above 0")
         self.algorithm, self.fast_rate, self.auto_scale = algorithm, fast_rate, auto_scale
@@ -61,7 +72,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         super().__init__(params, lr, device, exact, train, seed)
 
     def program(self, shape: tuple[int, ...], weights: Tensor, generator: torch.Generator) -> State:  # noqa: D102
-        pair = self.algorithm.new(shape, self.device, generator)
+        pair = self.algorithm.new(shape, self.devices, generator)
         pair.slow.write_(weights, self.device, generator)
         own = {field.name: getattr(pair, field.name) for field in fields(Pair)}
         waiting = None if self.exact else vars(Waiting.new(shape, generator.device))
@@ -82,7 +93,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         if self.exact:
             moved = self._learn_in_order(pair, lines, rate.view(-1, 1, 1), images, lr, read, generator)
         else:
-            moved = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.device, read, generator)
+            moved = self.algorithm.learn_aggregated_(pair, lines, rates, images, lr, self.devices, read, generator)
         state.update(images=pair.images, reads=pair.reads)
         for first, weights in moved:
             show(layer, weights, first)
@@ -122,24 +133,32 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
             part = slice(first * per_image, (first + now) * per_image)
             counts = counts_in_order(x[..., part, :], d[..., part, :], rate, self.train, generator)
             moved += self.algorithm.learn_in_order_(
-                pair, counts, now * per_image, now, lr, self.device, read, generator, self.fuse, active
+                pair, counts, now * per_image, now, lr, self.devices, read, generator, self.fuse, active
             )
         return moved
 
     def _rate(self, state: State, layer: AnalogLayer, lines: Lines) -> Tensor:
         """Pulses of A for each unit of x·d: λ_A/Δw_min, of each of the layer's arrays, (G,) or (1,)."""
         if not self.auto_scale:
-            return torch.full((1,), self.fast_rate / self.device.dw_min, device=layer.weight.device)
+            return torch.full((1,), self.fast_rate / self.devices.fast.dw_min, device=layer.weight.device)
         for name, extremes in (("x_scale", lines.x_max), ("d_scale", lines.d_max)):
             largest = layer.mean_of_arrays(extremes)
             state[name] = torch.lerp(largest, state[name], self.memory) if name in state else largest
         rate: Tensor = self.fast_rate * self.train.longest / (state["x_scale"] * state["d_scale"])
         return rate.nan_to_num(0.0, 0.0, 0.0)
 
+    @property
+    def fast_kind(self) -> str:  # noqa: D102
+        return f"{super().fast_kind}{self._fast_device}"
+
+    @property
+    def _fast_device(self) -> str:
+        return "" if self.devices.fast == self.devices.slow else f", fast_device={self.devices.fast}"
+
     def __repr__(self) -> str:
         return (
-            f"{self.algorithm}, fast_rate={self.fast_rate}, auto_scale={self.auto_scale}, {self.column_read}, "
-            f"exact={self.exact}, train={self.train}"
+            f"{self.algorithm}{self._fast_device}, fast_rate={self.fast_rate}, auto_scale={self.auto_scale}, "
+            f"{self.column_read}, exact={self.exact}, train={self.train}"
         )
 
 

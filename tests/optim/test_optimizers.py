@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -451,6 +452,37 @@ def test_a_lightning_checkpoint_goes_on_bit_for_bit(name, fit, tmp_path):
     other = {"ckpt_path": tmp_path / "half.ckpt", "weights_only": True}
     fit(resumed, lambda model: optimizer_of(name, model, seed=99), loader, 2, **other)
     assert_equal(dict(resumed.named_parameters()), dict(straight.named_parameters()))
+
+
+def fast_and_slow(**settings):
+    """The state of a weight after a step of CTTv2."""
+    torch.manual_seed(0)
+    model = convert(nn.Linear(30, 20), IDEAL, seed=0)
+    optimizer = optimizer_of("CTTv2 at once", model, **settings)
+    model(torch.randn(8, 30)).backward(torch.randn(8, 20))
+    optimizer.step()
+    return optimizer.state[model.weight]
+
+
+def test_arrays_may_be_of_different_cells():
+    device, skewed = presets.reram_om(), replace(presets.reram_om(), reference_skew=0.5)
+    same, other = fast_and_slow(), fast_and_slow(fast_device=skewed)
+    assert_equal(tensors(fast_and_slow(fast_device=device)), tensors(same))
+    moved = (other["fast"]["reference"] - same["fast"]["reference"]).float()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.5), rtol=0, atol=0.005)  # held in half precision
+    assert torch.equal(other["slow"]["reference"], same["slow"]["reference"])
+
+
+@pytest.mark.parametrize(
+    ("fast", "error", "says"),
+    [
+        (replace(presets.reram_om(), pulse_s=1.0), ValueError, "fast_device has pulses .* of .1.0, "),
+        ("reram_om", TypeError, "fast_device is 'reram_om'; allowed: a pulsed device"),
+    ],
+)
+def test_other_cells_of_the_fast_array_are_refused_by_name(fast, error, says):
+    with pytest.raises(error, match=says):
+        optimizer_of("TTv2", network(), fast_device=fast)
 
 
 def bytes_per_weight(mode):

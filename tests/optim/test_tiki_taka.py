@@ -11,7 +11,7 @@ import torch
 from energytl.devices.pulsed import ConstantStep, SoftBounds, SoftBoundsReference
 from energytl.optim.array import CellArray
 from energytl.optim.pulses import PulseTrain, coincidences, dense_lines, expected_pulses, pulse_rates
-from energytl.optim.tiki_taka import AGAD, CTTv2, TTv1, TTv2
+from energytl.optim.tiki_taka import AGAD, CTTv2, Devices, TTv1, TTv2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,13 +25,17 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def both(device):
+    return Devices(device, device)
+
+
 def as_seen(weights):
     return weights
 
 
 def pair_of(rule, fast, device=DEVICE):
     fast = torch.tensor(fast) if isinstance(fast, list) else fast
-    pair = rule.new(tuple(fast.shape), device, generator())
+    pair = rule.new(tuple(fast.shape), both(device), generator())
     pair.fast.state.copy_(fast)
     return pair
 
@@ -41,7 +45,7 @@ def weights(cells):
 
 
 def read(rule, pair, reads, device=DEVICE, lr=LR, seed=1):
-    return rule.transfer_(pair, reads, lr, device, as_seen, generator(seed))
+    return rule.transfer_(pair, reads, lr, both(device), as_seen, generator(seed))
 
 
 def test_ttv2_sends_a_pulse_where_its_integrator_crosses_the_threshold():
@@ -63,8 +67,18 @@ def test_ttv2_sends_a_pulse_where_its_integrator_crosses_the_threshold():
 def test_a_read_adds_lr_times_what_is_seen():
     rule = TTv2(threshold=1000.0)
     pair = pair_of(rule, [[0.25, -0.5, 1.0]])
-    rule.transfer_(pair, 3, 0.25, DEVICE, lambda seen: seen + 0.5, generator())
+    rule.transfer_(pair, 3, 0.25, both(DEVICE), lambda seen: seen + 0.5, generator())
     torch.testing.assert_close(pair.buffer, torch.tensor([[0.1875, 0.0, 0.375]]))
+
+
+def test_each_array_moves_by_steps_of_its_own_device():
+    rule, devices = TTv2(), Devices(ConstantStep(dw_min=STEP / 4), DEVICE)
+    pair = rule.new((1, 2), devices, generator())
+    rule.learn_in_order_(
+        pair, lambda first, last: torch.tensor([[[8.0, -1.0]]]), 1, 1, LR, devices, as_seen, generator()
+    )
+    torch.testing.assert_close(weights(pair.fast), torch.tensor([[2.0, -0.25]]) * STEP, rtol=0, atol=0)
+    torch.testing.assert_close(weights(pair.slow), torch.tensor([[1.0, 0.0]]) * STEP, rtol=0, atol=0)  # H is at θ
 
 
 def test_columns_are_read_in_turn():
@@ -147,7 +161,7 @@ def test_random_choppers_turn_with_their_probability_and_alone():
     turned, random = [], generator(3)
     for _ in range(sweeps):
         before = pair.chop.clone()
-        rule.transfer_(pair, columns, LR, DEVICE, as_seen, random)
+        rule.transfer_(pair, columns, LR, both(DEVICE), as_seen, random)
         turned.append(pair.chop != before)
     turned = torch.stack(turned).double().flatten(1)
     error = (probability * (1 - probability) / turned.numel()) ** 0.5
@@ -225,7 +239,7 @@ def test_reads_in_the_middle_of_a_batch_are_in_their_place(name, every, per_imag
         for batch in batches:
             part = counts[:, done * per_image : (done + batch) * per_image]
             served = lambda first, last, part=part: part[:, first:last].clone()  # noqa: E731
-            rule.learn_in_order_(pair, served, batch * per_image, batch, 100.0, device, as_seen, generator(2))
+            rule.learn_in_order_(pair, served, batch * per_image, batch, 100.0, both(device), as_seen, generator(2))
             done += batch
         return pair
 
@@ -233,8 +247,8 @@ def test_reads_in_the_middle_of_a_batch_are_in_their_place(name, every, per_imag
     while sum(together) > images:
         together.pop()
     together += [1] * (images - sum(together))
-    one_by_one = learn(rule.new(shape, device, generator()), [1] * images)
-    at_once = learn(rule.new(shape, device, generator()), together)
+    one_by_one = learn(rule.new(shape, both(device), generator()), [1] * images)
+    at_once = learn(rule.new(shape, both(device), generator()), together)
     assert weights(one_by_one.slow).any()
     for key in ("images", "reads"):
         assert getattr(at_once, key) == getattr(one_by_one, key)
@@ -249,14 +263,16 @@ def test_reads_in_the_middle_of_a_batch_are_in_their_place(name, every, per_imag
 def test_no_column_twice_in_one_call():
     rule = TTv2()
     with pytest.raises(ValueError, match="4 reads of 3 columns in one call; allowed: each column once"):
-        rule.learn_in_order_(pair_of(rule, [[0.0] * 3]), lambda a, b: None, 4, 4, LR, DEVICE, as_seen, generator())
+        rule.learn_in_order_(
+            pair_of(rule, [[0.0] * 3]), lambda a, b: None, 4, 4, LR, both(DEVICE), as_seen, generator()
+        )
 
 
 def test_pulses_wait_for_the_read_of_their_column():
     # in a batch at once nothing is lost and nothing comes twice: A is what all pulses together make of it
     device, repeats = SoftBounds(dw_min=0.0005), 400
     rule = CTTv2(threshold=1e9, every=2, chop_probability=0.0)
-    pair = rule.new((repeats, 2, 3), device, generator())
+    pair = rule.new((repeats, 2, 3), both(device), generator())
     x, d = torch.randn(40, 3, generator=generator(1)), torch.randn(40, 2, generator=generator(2)) - 0.5
     total, net, random = 0, 0, generator(3)
     for part in range(4):
@@ -264,7 +280,7 @@ def test_pulses_wait_for_the_read_of_their_column():
         rates = pulse_rates(lines, 2.0, PulseTrain())
         pulses = expected_pulses(lines, rates)
         total, net = total + pulses.total, net + pulses.net
-        rule.learn_aggregated_(pair, lines, rates, 10, 1.0, device, as_seen, random)
+        rule.learn_aggregated_(pair, lines, rates, 10, 1.0, both(device), as_seen, random)
     assert pair.reads == 20  # the last of them of column 1: what came since the last read of each waits
     read(rule, pair, 3, device)  # columns 2, 0, 1: all is carried out
     assert float(pair.fast.pulses) == pytest.approx(float(total.sum()), rel=1e-4)
@@ -340,7 +356,7 @@ def toy_errors(path, name, exact, errors, seeds, samples, last, seed=11):
     joined = {key: torch.cat([c[key] for c in cells]) if t.dim() else t for key, t in cells[0].items()}
     fast = slow = CellArray.of(joined)
     if toy.rule is not None:
-        pair = toy.rule.new((runs, 3, 5), TOY, random)
+        pair = toy.rule.new((runs, 3, 5), both(TOY), random)
         pair.fast, slow = fast, pair.slow
     rate, sums = toy.fast_rate / TOY.dw_min, torch.zeros(runs)
     for sample in range(samples):
@@ -355,13 +371,13 @@ def toy_errors(path, name, exact, errors, seeds, samples, last, seed=11):
             if toy.rule is None:
                 fast.train_(served, 1, TOY, random)
             else:
-                toy.rule.learn_in_order_(pair, served, 1, 1, toy.lr, TOY, as_seen, random)
+                toy.rule.learn_in_order_(pair, served, 1, 1, toy.lr, both(TOY), as_seen, random)
         else:
             rates = pulse_rates(lines := dense_lines(x, d), rate, PulseTrain())
             if toy.rule is None:
                 fast.train_aggregated_(expected_pulses(lines, rates), torch.ones(1, 1), TOY, random)
             else:
-                toy.rule.learn_aggregated_(pair, lines, rates, 1, toy.lr, TOY, as_seen, random)
+                toy.rule.learn_aggregated_(pair, lines, rates, 1, toy.lr, both(TOY), as_seen, random)
     return (sums / last).view(len(errors), seeds).double()
 
 
