@@ -179,8 +179,11 @@ class PulsedDevice(ABC):
         plain = replace(self, **dict.fromkeys([*spreads, "stuck"], 0.0))  # type: ignore[arg-type]
         return plain.draw((), torch.Generator().manual_seed(0))
 
-    def require_symmetry_point(self) -> None:
+    def require_symmetry_point(self, name: str = "device") -> None:
         """Refuse a device whose weight has no symmetry point inside its bounds.
+
+        Args:
+            name: of the setting that is to blame.
 
         Raises:
             ValueError: naming the point and the bounds.
@@ -191,12 +194,12 @@ class PulsedDevice(ABC):
         reference = float(cells.reference)
         if not low < point < high:
             raise ValueError(
-                f"device {type(self).__name__} has no symmetry point inside its bounds ({low:g} to {high:g}; it would "
+                f"{name} {type(self).__name__} has no symmetry point inside its bounds ({low:g} to {high:g}; it would "
                 f"be at {point:g}): Tiki-Taka needs one; set up_down nearer to 0 or take a device with soft bounds"
             )
         if not low < reference < high:
             raise ValueError(
-                f"device {type(self).__name__} has its reference at {reference:g}, outside its bounds ({low:g} to "
+                f"{name} {type(self).__name__} has its reference at {reference:g}, outside its bounds ({low:g} to "
                 f"{high:g}): set reference_skew nearer to 0"
             )
 

@@ -185,7 +185,7 @@ class PulsedOptimizer(OnChipOptimizer):
 
     @property
     def fast_kind(self) -> str:
-        """What two trainings have in common if one can go on with the other's array A."""
+        """Whose array A it is, if there is one: another training that says the same can go on with it."""
         return type(self).__name__
 
     def _take_over(self, layer: AnalogLayer, state: State) -> None:

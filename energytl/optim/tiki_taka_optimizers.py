@@ -57,7 +57,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         self.devices = Devices(device if fast_device is None else fast_device, device)
         require_pulsed("device", device)
         require_pulsed("fast_device", self.devices.fast)
-        self.devices.fast.require_symmetry_point()
+        self.devices.fast.require_symmetry_point("device" if fast_device is None else "fast_device")
         pulses = [(kind.pulse_s, kind.pulse_j) for kind in self.devices]
         if pulses[0] != pulses[1]:
             raise ValueError(
@@ -138,7 +138,7 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         return moved
 
     def _rate(self, state: State, layer: AnalogLayer, lines: Lines) -> Tensor:
-        """Pulses of A for each unit of x·d: λ_A/Δw_min, of each of the layer's arrays, (G,) or (1,)."""
+        """Pulses of A for each unit of x·d: λ_A/Δw_min of its cells, of each of the layer's arrays, (G,) or (1,)."""
         if not self.auto_scale:
             return torch.full((1,), self.fast_rate / self.devices.fast.dw_min, device=layer.weight.device)
         for name, extremes in (("x_scale", lines.x_max), ("d_scale", lines.d_max)):
@@ -189,7 +189,7 @@ class TTv2(TikiTakaOptimizer):
 
     Args:
         every: images from one column's read to the next column's.
-        threshold: of H, in units of dw_min.
+        threshold: of H, in units of the device's dw_min.
         kept: share of H that stays when a pulse is sent.
         others: see TikiTakaOptimizer.
     """
@@ -213,7 +213,7 @@ class CTTv2(TikiTakaOptimizer):
 
     Args:
         every: images from one column's read to the next column's.
-        threshold: of H, in units of dw_min.
+        threshold: of H, in units of the device's dw_min.
         kept: share of H that stays when a pulse is sent.
         chop_probability: probability, at each read, that the column's sign changes.
         regular: change it in a regular rhythm instead.
@@ -242,7 +242,7 @@ class AGAD(TikiTakaOptimizer):
 
     Args:
         every: images from one column's read to the next column's.
-        threshold: of H, in units of dw_min.
+        threshold: of H, in units of the device's dw_min.
         kept: share of H that stays when a pulse is sent.
         chop_probability: the sign changes every 1/chop_probability reads of a column.
         tail: weight of a period's last reads in its mean.

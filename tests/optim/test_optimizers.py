@@ -27,6 +27,7 @@ from energytl.devices import presets
 from energytl.devices.fluctuation import amplitude
 from energytl.devices.pulsed import ConstantStep, SoftBounds, SoftBoundsReference
 from energytl.optim import AGAD, ColumnRead, CTTv2, Hybrid, PulsedSGD, PulseTrain, TTv1, TTv2
+from energytl.optim.array import CellArray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -454,6 +455,31 @@ def test_a_lightning_checkpoint_goes_on_bit_for_bit(name, fit, tmp_path):
     assert_equal(dict(resumed.named_parameters()), dict(straight.named_parameters()))
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.split()[0] in {"TTv1", "TTv2", "CTTv2", "AGAD"}])
+def test_every_array_is_written_pulsed_and_read_as_its_own_cells(mode, monkeypatch):
+    slow, fast = (SoftBounds(dw_min=0.02, upper=upper) for upper in (1.0, 2.0))
+    used = set()
+    for name in ("write_", "train_", "train_aggregated_", "pulse_", "show_"):
+
+        def spied(array, *args, name=name, method=getattr(CellArray, name), **settings):
+            (device,) = (given for given in args if isinstance(given, SoftBounds))
+            assert (array.cells.upper == device.upper).all()
+            used.add((name, device.upper))
+            return method(array, *args, **settings)
+
+        monkeypatch.setattr(CellArray, name, spied)
+    model = convert(nn.Linear(5, 4), IDEAL, seed=0)
+    optimizer = optimizer_of(mode, model, lr=5.0, device=slow, fast_device=fast)
+    for _ in range(12):
+        model(torch.randn(8, 5)).backward(torch.randn(8, 4))
+        optimizer.step()
+        optimizer.zero_grad()
+    pulsed = "train_" if mode.endswith("exact") else "train_aggregated_"
+    moved = "train_" if mode.startswith("TTv1") else "pulse_"
+    own = {("write_", 2.0), (pulsed, 2.0), ("show_", 2.0), ("write_", 1.0), (moved, 1.0), ("show_", 1.0)}
+    assert used == own
+
+
 def fast_and_slow(**settings):
     """The state of a weight after a step of CTTv2."""
     torch.manual_seed(0)
@@ -478,6 +504,11 @@ def test_arrays_may_be_of_different_cells():
     [
         (replace(presets.reram_om(), pulse_s=1.0), ValueError, "fast_device has pulses .* of .1.0, "),
         ("reram_om", TypeError, "fast_device is 'reram_om'; allowed: a pulsed device"),
+        (
+            SoftBoundsReference(reference_skew=1.5),
+            ValueError,
+            "fast_device SoftBoundsReference has its reference at 1.5",
+        ),
     ],
 )
 def test_other_cells_of_the_fast_array_are_refused_by_name(fast, error, says):
