@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -582,8 +582,11 @@ def _progress(results: dict[str, Result]) -> str:
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
-    """One colour a case or method, the same in all figures."""
-    return {name: f"C{number % 10}" for number, name in enumerate(names)}
+    """One colour a case or method, the same in all figures; of 20 where there are more than 10."""
+    order = list(names)
+    size = 10 if len(order) <= 10 else 20
+    colours = matplotlib.colormaps[f"tab{size}"]
+    return {name: to_hex(colours(number % size)) for number, name in enumerate(order)}
 
 
 def _legend(figure: Figure, row: list[Axes]) -> None:

@@ -258,6 +258,14 @@ def test_accuracy_is_drawn_against_energy_with_the_curves_of_the_search(syntheti
     assert list(case.lines[0].get_xdata()) == [20, 70]
 
 
+@pytest.mark.parametrize("cases", [10, 20])
+def test_every_case_has_a_colour_of_its_own(synthetic, cases):
+    paper, _ = figures({str(number): synthetic([(0.01, 10.0, True)]) for number in range(cases)})[
+        "accuracy_energy"
+    ].axes
+    assert len({container.lines[0].get_color() for container in paper.containers}) == cases
+
+
 def test_figures_without_numbers_are_left_out(synthetic):
     made = figures({"a": synthetic([(None, 10.0)])})
     assert not {"least_energy", "energy_by_condition", "depthwise_share", "training_on_chip"} & set(made)
