@@ -260,9 +260,8 @@ def test_accuracy_is_drawn_against_energy_with_the_curves_of_the_search(syntheti
 
 @pytest.mark.parametrize("cases", [10, 20])
 def test_every_case_has_a_colour_of_its_own(synthetic, cases):
-    paper, _ = figures({str(number): synthetic([(0.01, 10.0, True)]) for number in range(cases)})[
-        "accuracy_energy"
-    ].axes
+    results = {str(number): synthetic([(0.01, 10.0, True)]) for number in range(cases)}
+    paper, _ = figures(results)["accuracy_energy"].axes
     assert len({container.lines[0].get_color() for container in paper.containers}) == cases
 
 

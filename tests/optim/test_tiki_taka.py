@@ -74,9 +74,8 @@ def test_a_read_adds_lr_times_what_is_seen():
 def test_each_array_moves_by_steps_of_its_own_device():
     rule, devices = TTv2(), Devices(ConstantStep(dw_min=STEP / 4), DEVICE)
     pair = rule.new((1, 2), devices, generator())
-    rule.learn_in_order_(
-        pair, lambda first, last: torch.tensor([[[8.0, -1.0]]]), 1, 1, LR, devices, as_seen, generator()
-    )
+    counts = torch.tensor([[[8.0, -1.0]]])
+    rule.learn_in_order_(pair, lambda first, last: counts, 1, 1, LR, devices, as_seen, generator())
     torch.testing.assert_close(weights(pair.fast), torch.tensor([[2.0, -0.25]]) * STEP, rtol=0, atol=0)
     torch.testing.assert_close(weights(pair.slow), torch.tensor([[1.0, 0.0]]) * STEP, rtol=0, atol=0)  # H is at θ
 
@@ -262,10 +261,9 @@ def test_reads_in_the_middle_of_a_batch_are_in_their_place(name, every, per_imag
 
 def test_no_column_twice_in_one_call():
     rule = TTv2()
+    pair = pair_of(rule, [[0.0] * 3])
     with pytest.raises(ValueError, match="4 reads of 3 columns in one call; allowed: each column once"):
-        rule.learn_in_order_(
-            pair_of(rule, [[0.0] * 3]), lambda a, b: None, 4, 4, LR, both(DEVICE), as_seen, generator()
-        )
+        rule.learn_in_order_(pair, lambda a, b: None, 4, 4, LR, both(DEVICE), as_seen, generator())
 
 
 def test_pulses_wait_for_the_read_of_their_column():
