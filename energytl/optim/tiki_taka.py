@@ -437,7 +437,7 @@ class AGAD(Integrating):
     def signal_(  # noqa: D102
         self, pair: Pair, event: Event, seen: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, bool]:
-        period = _period(self.chop_probability)
+        period = max(_period(self.chop_probability), 2)
         sign, mean, past = (event.of(tensor) for tensor in (pair.chop, pair.mean, pair.past))
         if event.sweep and event.sweep % period == 0:
             past.copy_(mean)
@@ -453,7 +453,7 @@ def _samples(numbers: Tensor, first: int, last: int) -> Tensor:
 
 
 def _period(probability: float) -> int:
-    return max(math.ceil(1 / probability), 2) if probability else 2**62
+    return math.ceil(1 / probability) if probability else 2**62
 
 
 def _require_probability(probability: float) -> None:

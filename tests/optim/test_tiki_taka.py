@@ -204,11 +204,13 @@ def test_agad_subtracts_what_the_last_period_saw():
         assert [float(t) for t in found] == [buffer, mean, past, sign, steps]
 
 
-def test_a_period_is_the_inverse_probability_and_two_at_least():
-    for probability, period in ((0.1, 10), (0.05, 20), (1.0, 2), (0.7, 2)):
-        rule = CTTv2(threshold=1000.0, chop_probability=probability, regular=True)
+@pytest.mark.parametrize(("probability", "period"), [(0.1, 10), (0.05, 20), (0.7, 2), (1.0, 1)])
+def test_a_period_is_the_inverse_probability_and_two_at_least_where_it_measures_a_reference(probability, period):
+    chopped = CTTv2(threshold=1000.0, chop_probability=probability, regular=True)
+    measured = AGAD(threshold=1000.0, chop_probability=probability)
+    for rule, reads in ((chopped, period), (measured, max(period, 2))):
         pair = pair_of(rule, [[0.0]])
-        for _ in range(period - 1):
+        for _ in range(reads - 1):
             read(rule, pair, 1)
         assert float(pair.chop) == 1
         read(rule, pair, 1)
