@@ -145,6 +145,8 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
     """The least log factor for a target on other images than the curve's, near enough for `confirm` to begin with.
 
     The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected.
+    Where the curve is flat a small shift would raise the factor many times, so from a factor that falls short it is
+    raised by one STEP at most.
 
     Args:
         curve: measured on few images.
@@ -156,19 +158,23 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
         The log factor, or None if even at the curve's highest the target is out of sight.
     """
     highest = curve.log_factors[-1]
-
-    def least(shift: float) -> float:
-        found = curve.least(target + MARGIN - shift)
-        return highest if found is None else found
-
+    in_sight, short = False, math.inf
     shifts: list[float] = []
-    log_factor = least(0.0)
+    aimed = curve.least(target + MARGIN)
+    log_factor = highest if aimed is None else aimed
     for _ in range(rounds):
         accuracy = accuracy_at(log_factor)
-        if log_factor == highest and accuracy < target - 2 * MARGIN:
-            return None
+        if log_factor == highest:
+            if accuracy < target - 2 * MARGIN:
+                return None
+            in_sight = True
+        elif accuracy < target:
+            short = log_factor if short == math.inf else max(short, log_factor)
         shifts.append(accuracy - curve.at(log_factor))
-        before, log_factor = log_factor, least(sum(shifts) / len(shifts))
+        aimed = curve.least(target + MARGIN - sum(shifts) / len(shifts))
+        before, log_factor = log_factor, highest if aimed is None else aimed
+        if aimed is not None or in_sight:
+            log_factor = min(log_factor, short + STEP)
         if abs(log_factor - before) < PRECISION:
             break
     return log_factor

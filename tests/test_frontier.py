@@ -185,6 +185,14 @@ def test_a_target_out_of_sight_is_not_searched_for():
     assert calls == [1.0]
 
 
+def test_where_the_curve_is_flat_a_small_shift_does_not_raise_the_factor_to_its_end():
+    flat = Curve((0.0, 1.0, *(1.0 + k * STEP for k in range(1, 9))), (0.5, 0.96, *[0.961] * 8))
+    calls = []
+    found = refine(flat, 0.959, lambda x: (calls.append(x), flat.at(x) - 0.0015)[1])
+    assert calls[1] == flat.log_factors[-1]  # 0.9595 there: in sight
+    assert found == pytest.approx(calls[0] + STEP)
+
+
 def test_a_target_within_reach_of_the_highest_factor_is_left_to_the_confirmation():
     assert refine(Curve((0.0, 1.0), (0.5, 0.9)), 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == 1.0
 

@@ -96,6 +96,17 @@ def test_every_drop_is_a_point_and_a_larger_one_takes_less_energy(measure):
     assert all(row["energy_weight"] == 0 for row in curves)
 
 
+def test_a_larger_drop_takes_the_point_of_a_smaller_one_that_spends_less(measure, monkeypatch):
+    found = Points._at_drop
+    wasted = {"energy_paper": 1e12}
+    monkeypatch.setattr(
+        Points, "_at_drop", lambda self, c, drop: found(self, c, drop) | (wasted if drop == 0.1 else {})
+    )
+    (first, wasteful, last), _, _ = measure(max_drop=(0.05, 0.1, 0.2))
+    assert wasteful == first | {"drop": 0.1}
+    assert last["energy_paper"] < first["energy_paper"]
+
+
 def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):
     (point,), _, measured = measure(max_drop=0.1)
     scale = 0.6  # well below, the accuracy is not kept: the point is no waste

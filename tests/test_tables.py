@@ -183,12 +183,19 @@ def test_notes_say_what_was_not_reached_and_how_exact_reads_compare(synthetic):
     result["points"][0]["exact"] = {"images": 100, "accuracy": 0.9, "difference": 0.01, "standard_error": 0.01}
     result["points"][1]["exact"] = {"images": 100, "accuracy": 0.9, "difference": -0.03, "standard_error": 0.01}
     lost, chips, exact, missing = notes({"a": result})
-    assert lost.startswith("a: not reached: ")
+    assert lost.startswith("not reached by a: ")
     assert chips.startswith("chips: of each, every cell keeps one state for its life")
     assert columns(accuracies({"a": result}), "median of chips %") == {"a": "80.00"}
     assert "(100 images a point): 1 of 2 points within" in exact
     assert exact.endswith("farthest: a, -3.00 ± 1.96 %")
     assert missing == "not modelled: wires"
+
+
+def test_one_note_names_the_cases_that_miss_their_accuracy(synthetic):
+    missed, kept = synthetic([(0.01, 10.0, False)]), synthetic([(0.01, 10.0, True)])
+    assert notes({"a": missed, "b": kept, "c": missed})[0].startswith("not reached by a; c: ")
+    assert notes({"a": missed, "b": missed})[0].startswith("not reached by any: ")
+    assert notes({"b": kept}) == ["not modelled: wires"]
 
 
 # summary, report and figures
