@@ -252,8 +252,8 @@ def notes(results: dict[str, Result]) -> list[str]:
     if short := [case for case, result in results.items() if result["reached"] is False]:
         cases = "any" if len(short) == len(results) > 1 else "; ".join(short)
         lines.append(
-            f"not reached by {cases}: less accurate than allowed even at the largest ρ; numbers are at the least energy "
-            "of the case's own best accuracy"
+            f"not reached by {cases}: less accurate than allowed even at the largest ρ; numbers are at the least "
+            "energy of the case's own best accuracy"
         )
     if any(result.get("accuracies_chips") for result in results.values()):
         lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
