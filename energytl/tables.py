@@ -490,6 +490,11 @@ def _paper(result: Result) -> str:
     return "not modelled" if result["energy_paper"] is None else f"{result['energy_paper']:.3g}"
 
 
+def _digital(result: Result) -> str:
+    untrained = result["accuracy_digital"] is None and result["accuracy_median"] is not None
+    return "untrained" if untrained else _percent(result, "accuracy_digital")
+
+
 def _quartiles(result: Result) -> str:
     if result["accuracy_q25"] is None:
         return ""
@@ -501,7 +506,7 @@ def _row(case: str, result: Result) -> Row:
         case,
         _percent(result, "accuracy_median"),
         _quartiles(result),
-        _percent(result, "accuracy_digital"),
+        _digital(result),
         _percent(result, "accuracy_quantised"),
         _paper(result),
         quantity(result["energy_cell_j"], "J"),

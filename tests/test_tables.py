@@ -110,6 +110,14 @@ def test_cases_of_one_point_have_the_plain_table(synthetic):
     assert columns(table, "cells") == {"a": "6,272"}
 
 
+def test_a_digital_network_that_has_not_learnt_the_data_is_untrained_not_unmeasured(synthetic):
+    point = [(None, 10.0)]
+    priced = synthetic(point, accuracy_digital=None, accuracy_median=None, accuracy_q25=None)
+    results = {"known": synthetic(point), "new": synthetic(point, accuracy_digital=None), "priced": priced}
+    (table,) = tables(results)
+    assert columns(table, "digital %") == {"known": "93.00", "new": "untrained", "priced": "not measured"}
+
+
 def test_tables_escape_what_html_and_markdown_would_read():
     table = Table("a < b", [("case", "x"), ("A|B <i>", "1")])
     assert "A|B &lt;i&gt;" in table.as_html()
