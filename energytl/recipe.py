@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +243,7 @@ class Case:
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer."""
-        parser = ArgumentParser(exit_on_error=False)
-        _add_trainer(parser)
+        parser = _trainer_parser()
         return dict(vars(parser.instantiate(Namespace(trainer=self.settings.trainer)).trainer))
 
     def resolved(self) -> dict[str, Any]:
@@ -257,6 +257,7 @@ class Case:
         return text
 
 
+@cache
 def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     """The parser of everything that a recipe may hold."""
     set_parsing_settings(
@@ -265,6 +266,13 @@ def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)
+    _add_trainer(parser)
+    return parser
+
+
+@cache
+def _trainer_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
     _add_trainer(parser)
     return parser
 
@@ -297,20 +305,27 @@ def read(
     if only is not None and only not in variants:
         raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
     cases = []
+    parsed: dict[str, Namespace] = {}  # seeds of a case are told apart after parsing, which takes long
     for name, variant in variants.items():
         if only not in (None, name):
             continue
         if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
             raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
         merged = merge(merge(nested(content), nested(variant or {})), nested(changes or {}))
+        seed = merged.pop("seed", None) if name in seeds else None
+        text = yaml.safe_dump(merged)
         try:
-            settings = parse(yaml.safe_dump(merged), overrides)
+            if text not in parsed:
+                parsed[text] = parse(text, overrides)
         except (ArgumentError, ValueError, TypeError) as error:
             where = str(path) if name == path.stem else f"{path}, case {name}"
             raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
-        own = settings.data.get("init_args") if name in seeds else None
-        if own is not None and "seed" in own:  # another order of images, too
-            own.seed += seeds[name]
+        settings = parsed[text].clone()
+        if seed is not None:
+            settings.seed = seed
+            own = settings.data.get("init_args")
+            if own is not None and "seed" in own:  # another order of images, too
+                own.seed += seeds[name]
         cases.append(Case(str(name), settings))
     return cases
 

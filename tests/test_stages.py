@@ -197,10 +197,9 @@ def parsed(parse):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_parser():
-    """Parsers and what they write take longer than most of these trainings."""
+def read_once():
+    """Reading and writing recipes takes longer than most of these trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_module, "recipe_parser", cache(recipe_module.recipe_parser))
         patch.setattr(recipe_module, "parse", parsed(recipe_module.parse))
         for name in ("as_yaml", "trainer_settings"):
             patch.setattr(Case, name, once(getattr(Case, name)))
