@@ -144,9 +144,9 @@ def trace(
 def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], rounds: int = 3) -> float | None:
     """The least log factor for a target on other images than the curve's, near enough for `confirm` to begin with.
 
-    The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected.
-    Where the curve is flat a small shift would raise the factor many times, so from a factor that falls short it is
-    raised by one STEP at most.
+    The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected. What
+    is aimed at is never above the foot of the curve's plateau: there a shift within the noise would lift the factor to
+    its end.
 
     Args:
         curve: measured on few images.
@@ -157,27 +157,28 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
     Returns:
         The log factor, or None if even at the curve's highest the target is out of sight.
     """
-    highest = curve.log_factors[-1]
-    in_sight, short = False, math.inf
-    shifts: list[float] = []
-    aimed = curve.least(target + MARGIN)
-    log_factor = highest if aimed is None else aimed
+    highest, top = curve.log_factors[-1], curve.rising[-1]
+
+    def least(aim: float) -> float:
+        found = curve.least(min(aim, top - OWN_BEST))
+        assert found is not None
+        return found
+
+    aim = target + MARGIN
+    in_sight, shifts = False, list[float]()
+    log_factor = least(aim) if aim <= top else highest
     for _ in range(rounds):
         accuracy = accuracy_at(log_factor)
         if log_factor == highest:
             if accuracy < target - 2 * MARGIN:
                 return None
             in_sight = True
-        elif accuracy < target:
-            short = log_factor if short == math.inf else max(short, log_factor)
         shifts.append(accuracy - curve.at(log_factor))
-        aimed = curve.least(target + MARGIN - sum(shifts) / len(shifts))
-        before, log_factor = log_factor, highest if aimed is None else aimed
-        if aimed is not None or in_sight:
-            log_factor = min(log_factor, short + STEP)
+        aim = target + MARGIN - sum(shifts) / len(shifts)
+        before, log_factor = log_factor, least(aim) if aim <= top or in_sight else highest
         if abs(log_factor - before) < PRECISION:
             break
-    return log_factor
+    return least(aim)
 
 
 def confirm(
@@ -186,7 +187,8 @@ def confirm(
     """Raise the factor until independent reads are accurate enough: their lower quartile reaches the target.
 
     Args:
-        curve: whose slope says how far to raise what is not accurate enough, and whose end is the end.
+        curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by
+            twice as much each time; its end is the end.
         log_factor: to begin with.
         target: accuracy.
         reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right.
@@ -205,7 +207,7 @@ def confirm(
             return None
         missing = max(0.0, target + MARGIN - sum(accuracies) / len(accuracies))
         wanted = curve.least(curve.at(log_factor) + missing)
-        least, most = log_factor + PRECISION, min(highest, log_factor + STEP)
+        least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**attempt)
         log_factor, attempt = min(most, max(least, highest if wanted is None else wanted)), attempt + 1
 
 

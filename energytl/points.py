@@ -98,9 +98,8 @@ class Points:
         if not drops and not budgets:
             return [self._at_trained(trained[-1])], []
         candidates = [self._candidate(network) for network in trained]
-        points: list[Result] = []
-        for drop in drops:
-            points.append(self._cheapest(drop, [self._at_drop(candidates, drop), *points]))
+        found = [self._at_drop(candidates, drop) for drop in drops]
+        points = [self._cheapest(own, found) for own in found]
         points += [self._at_budget(candidates, budget) for budget in budgets]
         return points, [curve_row for candidate in candidates for curve_row in self._curve_rows(candidate)]
 
@@ -164,12 +163,14 @@ class Points:
         best.scale.set(own_best)
         return {"drop": drop, "reached": False} | self._scaled(best, own_best, self._reads(2))
 
-    def _cheapest(self, drop: float, points: list[Result]) -> Result:
-        """Of points of this and of other drops the one of the least energy that is accurate enough; else the first."""
-        confirmed = [point for point in points if point["accuracy_q25"] >= self.accuracy_digital - drop]
-        if not confirmed:
-            return points[0]
-        return min(confirmed, key=lambda point: point["energy_paper"]) | {"drop": drop, "reached": True}
+    def _cheapest(self, own: Result, others: list[Result]) -> Result:
+        """The point of a drop, or one of another drop that is accurate enough for less energy."""
+        target = self.accuracy_digital - own["drop"]
+        enough = [own] * own["reached"]
+        enough += [point for point in others if point is not own and point["accuracy_q25"] >= target]
+        if not enough:
+            return own
+        return min(enough, key=lambda point: point["energy_paper"]) | {"drop": own["drop"], "reached": True}
 
     def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int], Tensor]:
         def reads_at(log_factor: float, attempt: int) -> Tensor:

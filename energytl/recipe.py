@@ -312,7 +312,7 @@ def read(
         if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
             raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
         merged = merge(merge(nested(content), nested(variant or {})), nested(changes or {}))
-        seed = merged.pop("seed", None) if name in seeds else None
+        seed = merged.pop("seed") if name in seeds and merged["seed"] == seeds[name] else None
         text = yaml.safe_dump(merged)
         try:
             if text not in parsed:
@@ -321,8 +321,8 @@ def read(
             where = str(path) if name == path.stem else f"{path}, case {name}"
             raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
         settings = parsed[text].clone()
-        if seed is not None:
-            settings.seed = seed
+        settings.seed = settings.seed if seed is None else seed
+        if name in seeds:
             own = settings.data.get("init_args")
             if own is not None and "seed" in own:  # another order of images, too
                 own.seed += seeds[name]

@@ -248,13 +248,7 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
 
 def notes(results: dict[str, Result]) -> list[str]:
     """What a reader must know about the numbers."""
-    lines = []
-    if short := [case for case, result in results.items() if result["reached"] is False]:
-        cases = "any" if len(short) == len(results) > 1 else "; ".join(short)
-        lines.append(
-            f"not reached by {cases}: less accurate than allowed even at the largest ρ; numbers are at the least "
-            "energy of the case's own best accuracy"
-        )
+    lines = _not_reached_notes(results)
     if any(result.get("accuracies_chips") for result in results.values()):
         lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
     if any(result.get("varies") for result in results.values()):
@@ -491,8 +485,8 @@ def _paper(result: Result) -> str:
 
 
 def _digital(result: Result) -> str:
-    untrained = result["accuracy_digital"] is None and result["accuracy_median"] is not None
-    return "untrained" if untrained else _percent(result, "accuracy_digital")
+    at_chance = result["accuracy_digital"] is None and result["accuracy_median"] is not None
+    return "at chance" if at_chance else _percent(result, "accuracy_digital")
 
 
 def _quartiles(result: Result) -> str:
@@ -564,14 +558,30 @@ def _training_rows(results: dict[str, Result]) -> list[Row]:
     return rows
 
 
+def _not_reached_notes(results: dict[str, Result]) -> list[str]:
+    """Which cases miss which accuracy drop."""
+    reached: dict[float, dict[str, bool]] = {}
+    for case, result in results.items():
+        for point in result.get("points") or [result]:
+            if point.get("drop") is not None:
+                reached.setdefault(point["drop"], {})[case] = point["reached"]
+    lines = []
+    for drop, cases in sorted(reached.items()):
+        if missing := [case for case, there in cases.items() if not there]:
+            who = "is reached by no case" if len(missing) == len(cases) else f"is not reached by {'; '.join(missing)}"
+            lines.append(
+                f"{100 * drop:g} % drop {who}: less accurate than that even at the largest ρ; what is shown is the least "
+                "energy of the case's own best accuracy"
+            )
+    return lines
+
+
 def _exact_notes(results: dict[str, Result]) -> list[str]:
     """Whether reads with a state for every cell agree with the moments."""
-    checked = [
-        (case, point["exact"])
-        for case, result in results.items()
-        for point in result.get("points") or []
-        if "exact" in point
-    ]
+    checked = []
+    for case, result in results.items():
+        exacts = [point["exact"] for point in result.get("points") or [] if "exact" in point]
+        checked += [(case, exact) for n, exact in enumerate(exacts) if exact not in exacts[:n]]  # drops may share one
     if not checked:
         return []
     worst = max(checked, key=lambda item: abs(item[1]["difference"]) / max(item[1]["standard_error"], 1e-9))

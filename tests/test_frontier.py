@@ -9,7 +9,7 @@ from torch import nn
 
 from energytl import Hardware, Noiseless, analog_layers, configure, convert
 from energytl.cost.estimate import estimate
-from energytl.frontier import MARGIN, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
+from energytl.frontier import MARGIN, OWN_BEST, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
 
 FULL = 82.0  # µS, the ρ that fills the default cell's window
 
@@ -185,16 +185,24 @@ def test_a_target_out_of_sight_is_not_searched_for():
     assert calls == [1.0]
 
 
-def test_where_the_curve_is_flat_a_small_shift_does_not_raise_the_factor_to_its_end():
-    flat = Curve((0.0, 1.0, *(1.0 + k * STEP for k in range(1, 9))), (0.5, 0.96, *[0.961] * 8))
+FLAT = Curve((0.0, 1.0, *(1.0 + k * STEP for k in range(1, 9))), (0.5, 0.96, *[0.961] * 8))
+
+
+@pytest.mark.parametrize("shift", [-0.003, -0.0015, -0.001, -0.0005, 0.0, 0.001])
+@pytest.mark.parametrize("target", [0.9585, 0.959, 0.9595, 0.96, 0.961])
+def test_where_the_curve_is_flat_a_search_ends_at_the_foot_of_the_plateau(target, shift):
     calls = []
-    found = refine(flat, 0.959, lambda x: (calls.append(x), flat.at(x) - 0.0015)[1])
-    assert calls[1] == flat.log_factors[-1]  # 0.9595 there: in sight
-    assert found == pytest.approx(calls[0] + STEP)
+    found = refine(FLAT, target, lambda x: (calls.append(x), FLAT.at(x) + shift)[1])
+    assert len(calls) <= 3
+    if 0.961 + shift < target - 2 * MARGIN - 1e-9:
+        assert found is None
+    else:
+        assert 0.99 < found <= 1.0
 
 
 def test_a_target_within_reach_of_the_highest_factor_is_left_to_the_confirmation():
-    assert refine(Curve((0.0, 1.0), (0.5, 0.9)), 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == 1.0
+    line = Curve((0.0, 1.0), (0.5, 0.9))
+    assert refine(line, 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == pytest.approx(line.least(0.9 - OWN_BEST))
 
 
 # confirming
@@ -221,6 +229,13 @@ def test_a_factor_is_raised_until_independent_reads_confirm_it():
     calls.clear()
     confirm(steep, 0.0, target=0.6, reads_at=reads_at)
     assert [x for x, _ in calls] == pytest.approx([0.0, PRECISION, 2 * PRECISION])
+
+
+def test_where_the_curve_says_nothing_the_steps_of_a_confirmation_double():
+    tried = []
+    flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
+    assert confirm(flat, 0.0, 0.7, lambda x, _: (tried.append(x), reads_of(60))[1]) is None
+    assert tried == pytest.approx([0.0, STEP, 3 * STEP, 7 * STEP, 15 * STEP, 20 * STEP])
 
 
 def test_the_highest_factor_is_the_last_to_be_confirmed():

@@ -96,15 +96,28 @@ def test_every_drop_is_a_point_and_a_larger_one_takes_less_energy(measure):
     assert all(row["energy_weight"] == 0 for row in curves)
 
 
-def test_a_larger_drop_takes_the_point_of_a_smaller_one_that_spends_less(measure, monkeypatch):
+@pytest.mark.parametrize("drops", [(0.05, 0.1, 0.2), (0.2, 0.1, 0.05)])
+def test_a_larger_drop_takes_the_point_of_a_smaller_one_that_spends_less(measure, monkeypatch, drops):
     found = Points._at_drop
     wasted = {"energy_paper": 1e12}
     monkeypatch.setattr(
         Points, "_at_drop", lambda self, c, drop: found(self, c, drop) | (wasted if drop == 0.1 else {})
     )
-    (first, wasteful, last), _, _ = measure(max_drop=(0.05, 0.1, 0.2))
-    assert wasteful == first | {"drop": 0.1}
-    assert last["energy_paper"] < first["energy_paper"]
+    points = {point["drop"]: point for point in measure(max_drop=drops)[0]}
+    assert tuple(points) == drops
+    assert points[0.1] == points[0.05] | {"drop": 0.1}
+    assert points[0.2]["energy_paper"] < points[0.05]["energy_paper"]
+
+
+def test_the_own_best_of_a_drop_that_was_refuted_serves_only_larger_drops(measure, monkeypatch):
+    found = Points._at_drop
+    refuted = {"reached": False, "energy_paper": 1.0, "accuracy_q25": 1.0}
+    monkeypatch.setattr(
+        Points, "_at_drop", lambda self, c, drop: found(self, c, drop) | (refuted if drop == 0.1 else {})
+    )
+    own, larger = measure(max_drop=(0.1, 0.2))[0]
+    assert not own["reached"]
+    assert larger == own | {"drop": 0.2, "reached": True}
 
 
 def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):

@@ -110,12 +110,12 @@ def test_cases_of_one_point_have_the_plain_table(synthetic):
     assert columns(table, "cells") == {"a": "6,272"}
 
 
-def test_a_digital_network_that_has_not_learnt_the_data_is_untrained_not_unmeasured(synthetic):
+def test_a_digital_network_that_has_not_learnt_the_data_is_at_chance_not_unmeasured(synthetic):
     point = [(None, 10.0)]
     priced = synthetic(point, accuracy_digital=None, accuracy_median=None, accuracy_q25=None)
     results = {"known": synthetic(point), "new": synthetic(point, accuracy_digital=None), "priced": priced}
     (table,) = tables(results)
-    assert columns(table, "digital %") == {"known": "93.00", "new": "untrained", "priced": "not measured"}
+    assert columns(table, "digital %") == {"known": "93.00", "new": "at chance", "priced": "not measured"}
 
 
 def test_tables_escape_what_html_and_markdown_would_read():
@@ -191,7 +191,7 @@ def test_notes_say_what_was_not_reached_and_how_exact_reads_compare(synthetic):
     result["points"][0]["exact"] = {"images": 100, "accuracy": 0.9, "difference": 0.01, "standard_error": 0.01}
     result["points"][1]["exact"] = {"images": 100, "accuracy": 0.9, "difference": -0.03, "standard_error": 0.01}
     lost, chips, exact, missing = notes({"a": result})
-    assert lost.startswith("not reached by a: ")
+    assert lost.startswith("1 % drop is reached by no case: ")
     assert chips.startswith("chips: of each, every cell keeps one state for its life")
     assert columns(accuracies({"a": result}), "median of chips %") == {"a": "80.00"}
     assert "(100 images a point): 1 of 2 points within" in exact
@@ -199,11 +199,20 @@ def test_notes_say_what_was_not_reached_and_how_exact_reads_compare(synthetic):
     assert missing == "not modelled: wires"
 
 
-def test_one_note_names_the_cases_that_miss_their_accuracy(synthetic):
-    missed, kept = synthetic([(0.01, 10.0, False)]), synthetic([(0.01, 10.0, True)])
-    assert notes({"a": missed, "b": kept, "c": missed})[0].startswith("not reached by a; c: ")
-    assert notes({"a": missed, "b": missed})[0].startswith("not reached by any: ")
-    assert notes({"b": kept}) == ["not modelled: wires"]
+def test_one_note_a_drop_names_the_cases_that_miss_it(synthetic):
+    missed = synthetic([(0.0, 10.0, False), (0.01, 9.0, False), (0.02, 8.0, True)])
+    kept = synthetic([(0.02, 8.0, True), (0.01, 10.0, True), (0.0, 11.0, False)])
+    none, one, _ = notes({"a": missed, "b": kept, "c": missed})
+    assert none.startswith("0 % drop is reached by no case: ")
+    assert one.startswith("1 % drop is not reached by a; c: ")
+    assert notes({"b": synthetic([(0.01, 10.0, True)]), "c": synthetic([(None, 10.0)])}) == ["not modelled: wires"]
+
+
+def test_a_point_that_two_drops_share_is_one_comparison_with_exact_reads(synthetic):
+    result = synthetic([(0.01, 10.0, True), (0.02, 10.0, True), (0.03, 5.0, True)])
+    for point, difference in zip(result["points"], (0.0, 0.0, 0.05), strict=True):
+        point["exact"] = {"images": 100, "accuracy": 0.9, "difference": difference, "standard_error": 0.01}
+    assert "1 of 2 points within" in notes({"a": result})[0]
 
 
 # summary, report and figures
