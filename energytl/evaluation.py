@@ -27,9 +27,9 @@ class Evaluation:
         top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
-            the digital network's: weight scaling, open to every method. Several numbers give a point each; two may share
-            one. The factor is searched on part of the test images and confirmed on all of them, by other reads, whose
-            accuracy is the result. A network that never gets there is measured at the least energy of its own best
+            the digital network's: weight scaling, open to every method. Several numbers give points, which two may
+            share. The factor is searched on part of the test images and confirmed on all of them, by other reads,
+            whose accuracy is the result. A network that never gets there is measured at the least energy of its own best
             accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
         histograms: keep a histogram of what the cells of each layer hold.

@@ -144,9 +144,9 @@ def trace(
 def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], rounds: int = 3) -> float | None:
     """The least log factor for a target on other images than the curve's, near enough for `confirm` to begin with.
 
-    The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected. What
-    is aimed at is never above the foot of the curve's plateau: there a shift within the noise would lift the factor to
-    its end.
+    The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected.
+    The search never aims above the foot of the curve's plateau: there a shift within the noise would lift the factor
+    to its end.
 
     Args:
         curve: measured on few images.

@@ -570,8 +570,8 @@ def _not_reached_notes(results: dict[str, Result]) -> list[str]:
         if missing := [case for case, there in cases.items() if not there]:
             who = "is reached by no case" if len(missing) == len(cases) else f"is not reached by {'; '.join(missing)}"
             lines.append(
-                f"{100 * drop:g} % drop {who}: less accurate than that even at the largest ρ; what is shown is the least "
-                "energy of the case's own best accuracy"
+                f"{100 * drop:g} % drop {who}: less accurate than that even at the largest ρ; what is shown is the "
+                "least energy of the case's own best accuracy"
             )
     return lines
 
