@@ -29,8 +29,8 @@ class Evaluation:
             factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
             the digital network's: weight scaling, open to every method. Several numbers give points, which two may
             share. The factor is searched on part of the test images and confirmed on all of them, by other reads,
-            whose accuracy is the result. A network that never gets there is measured at the least energy of its own best
-            accuracy.
+            whose accuracy is the result. A network that never gets there is measured at the least energy of its own
+            best accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
         histograms: keep a histogram of what the cells of each layer hold.
         images: test images that are used, evenly spaced over the set; None: all.
