@@ -165,7 +165,8 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
         return found
 
     aim = target + MARGIN
-    in_sight, shifts = False, list[float]()
+    in_sight = False
+    shifts: list[float] = []
     log_factor = least(aim) if aim <= top else highest
     for _ in range(rounds):
         accuracy = accuracy_at(log_factor)

@@ -321,7 +321,8 @@ def read(
             where = str(path) if name == path.stem else f"{path}, case {name}"
             raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
         settings = parsed[text].clone()
-        settings.seed = settings.seed if seed is None else seed
+        if seed is not None:
+            settings.seed = seed
         if name in seeds:
             own = settings.data.get("init_args")
             if own is not None and "seed" in own:  # another order of images, too
