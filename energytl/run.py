@@ -165,11 +165,11 @@ def _measure(
         return dict.fromkeys(POINT_KEYS) | {"accuracy_digital": None, "rho_factor": 1.0} | cost_numbers(cost)
     points, curves = Points(label, analog, recipe, test, digital).measure(trained)
     accuracy = float((digital == 0).double().mean())
-    accuracy_digital = None if _untrained(recipe, accuracy) else accuracy  # None: no number to compare with
+    accuracy_digital = None if _begins_at_chance(recipe, accuracy) else accuracy  # None: no number to compare with
     return points[0] | {"accuracy_digital": accuracy_digital, "points": points, "curves": curves}
 
 
-def _untrained(recipe: Recipe, accuracy_digital: float) -> bool:
+def _begins_at_chance(recipe: Recipe, accuracy_digital: float) -> bool:
     """Whether training begins with a digital network that has not learnt this data: near chance it is."""
     before = list(recipe.before.values())
     unlearnt = before[-1].data is not None if before else recipe.weights is None
