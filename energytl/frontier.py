@@ -7,7 +7,7 @@ searched on few images and few reads; what is found is confirmed on all of them.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -24,6 +24,12 @@ PRECISION = 0.05
 
 MARGIN = 0.001
 """What a search aims above its target, so that three quarters of the confirming reads are above it."""
+
+APART = math.log(1.25)
+"""In log ρ: a factor that is confirmed is at most so far above one that was too small."""
+
+SPARE = 0.003
+"""A factor whose accuracy is further above the target is not believed to be the least."""
 
 OWN_BEST = 0.002
 """A network that does not reach its target is shown at the least ρ that comes so near to its own best accuracy."""
@@ -185,11 +191,14 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
 def confirm(
     curve: Curve, log_factor: float, target: float, reads_at: Callable[[float, int], Tensor]
 ) -> tuple[float, Tensor] | None:
-    """Raise the factor until independent reads are accurate enough: their lower quartile reaches the target.
+    """The least factor at which independent reads are accurate enough: their lower quartile reaches the target.
+
+    It is raised until they are, or lowered while they are by more than SPARE; then searched by halves between the
+    last factor that was too small and the least that was not, until these are no more than APART.
 
     Args:
         curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by
-            twice as much each time; its end is the end.
+            twice as much each time; its ends are the ends.
         log_factor: to begin with.
         target: accuracy.
         reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right.
@@ -197,19 +206,30 @@ def confirm(
     Returns:
         The factor and the reads that confirmed it, or None if even the highest is not confirmed.
     """
-    highest, attempt = curve.log_factors[-1], 0
-    while True:
+    lowest, highest = curve.log_factors[0], curve.log_factors[-1]
+    too_small, confirmed = -math.inf, None
+    for attempt in count():
         reads = reads_at(log_factor, attempt)
-        accuracies = top_accuracies(reads)
-        lower_quartile, _, _ = quartiles(accuracies)
-        if lower_quartile >= target:
-            return log_factor, reads
-        if log_factor >= highest:
-            return None
-        missing = max(0.0, target + MARGIN - sum(accuracies) / len(accuracies))
-        wanted = curve.least(curve.at(log_factor) + missing)
-        least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**attempt)
-        log_factor, attempt = min(most, max(least, highest if wanted is None else wanted)), attempt + 1
+        lower_quartile, median, _ = quartiles(top_accuracies(reads))
+        if lower_quartile < target:
+            too_small = log_factor
+        else:
+            confirmed = log_factor, reads
+        if confirmed is None:
+            if log_factor >= highest:
+                break
+            wanted = curve.least(curve.at(log_factor) + max(0.0, target + MARGIN - median))
+            least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**attempt)
+            log_factor = min(most, max(least, highest if wanted is None else wanted))
+        elif too_small > -math.inf:
+            if confirmed[0] - too_small <= APART:
+                break
+            log_factor = (too_small + confirmed[0]) / 2
+        else:
+            if median - target <= SPARE or log_factor <= lowest:
+                break
+            log_factor = max(lowest, log_factor - STEP * 2**attempt)
+    return confirmed
 
 
 def refuting_reads(reads: int) -> int:

@@ -97,7 +97,7 @@ def tables(results: dict[str, Result]) -> list[Table]:
     merged = merge_seeds(results)
     made = [
         convergence(results),
-        least_energies(results),
+        least_energies(merged),
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
         Table("", [COLUMNS, *(_row(case, result) for case, result in merged.items() if not _points(result))]),
         accuracies(results),
@@ -132,14 +132,14 @@ def least_energies(results: dict[str, Result]) -> Table:
 
 
 def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
-    """One result for each experiment: of several seeds the median of every number, under one name.
+    """One result for each experiment: of several seeds the median of every number, under one name, also of each point.
 
-    The accuracy's quartiles are those over the seeds, of their medians. All that is no number, as the layers, is that
-    of the first seed. Cases with several points stay as they are.
+    The accuracy's quartiles are those over the seeds, of their medians. A point is reached if most seeds reach it; the
+    others' energies then count as larger than any. All that is no number, as the layers, is that of the first seed.
     """
     merged: dict[str, Result] = {}
     for (method, condition), cases in experiments(results).items():
-        if len(cases) == 1 or any(_points(result) for result in cases.values()):
+        if len(cases) == 1:
             merged |= cases
         else:
             name = f"{method}, {condition}" if condition else method
@@ -248,7 +248,8 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
 
 def notes(results: dict[str, Result]) -> list[str]:
     """What a reader must know about the numbers."""
-    lines = _not_reached_notes(results)
+    merged = merge_seeds(results)
+    lines = _not_reached_notes(merged)
     if any(result.get("accuracies_chips") for result in results.values()):
         lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
     if any(result.get("varies") for result in results.values()):
@@ -256,8 +257,8 @@ def notes(results: dict[str, Result]) -> list[str]:
             "where cells vary, accuracy, quartiles and drops are those of one chip; quantised: cells as written"
         )
     lines += [*_convergence_notes(results), *_exact_notes(results)]
-    if len(merge_seeds(results)) < len(results):
-        lines.append("of several seeds: medians over them; what figures show of layers and iterations is the first's")
+    if len(merged) < len(results):
+        lines.append("of several seeds: medians over them, and least and largest energy; what figures show of layers and iterations is the first's")
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))
     if len(_training_rows(results)) > 1:
@@ -267,7 +268,8 @@ def notes(results: dict[str, Result]) -> list[str]:
 
 def findings(results: dict[str, Result]) -> list[str]:
     """What the numbers say, in sentences."""
-    return [*_speeds(results), *_gains(results), *_periphery(results), *_conditions(results), *_depthwise(results)]
+    merged = merge_seeds(results)
+    return [*_speeds(results), *_gains(merged), *_periphery(merged), *_conditions(merged), *_depthwise(merged)]
 
 
 def aligned(rows: list[Row]) -> str:
@@ -299,15 +301,29 @@ def quantity(value: float | None, unit: str) -> str:
 
 def _merged(repeats: list[Result]) -> Result:
     """One result of the repeats of an experiment; see `merge_seeds`."""
-    merged = dict(repeats[0]) | {"points": []}
+    points = zip(*(result.get("points") or [] for result in repeats), strict=True)
+    return _medians(repeats) | {"points": [_medians(list(repeated)) for repeated in points]}
+
+
+def _medians(repeats: list[Result]) -> Result:
+    """The medians of repeats; where they search for the least energy, its values for all of them, too, ascending."""
+    merged = dict(repeats[0])
+    missed = [result.get("reached") is False for result in repeats]
+    most_reach = 2 * sum(missed) < len(repeats)
     for key in repeats[0]:
         values = [result.get(key) for result in repeats]
+        if key.endswith(("_paper", "_j")) and most_reach and None not in values:
+            values = [math.inf if miss else value for miss, value in zip(missed, values, strict=True)]
         numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
         if None in values:
             merged[key] = None
         elif len(numbers) == len(values):
             middle = statistics.median(numbers)
             merged[key] = round(middle) if all(isinstance(number, int) for number in numbers) else middle
+            if key == "energy_paper" and merged.get("reached") is not None:
+                merged["energies_paper"] = sorted(numbers)
+    if merged.get("reached") is not None:
+        merged["reached"] = most_reach
     medians = [result["accuracy_median"] for result in repeats]
     if None not in medians:
         low, middle, high = order_quartiles(torch.tensor(medians, dtype=torch.float64))
@@ -433,7 +449,7 @@ def _drops(result: Result) -> list[Result]:
 
 
 def _energy(point: Result) -> str:
-    energy = f"{point['energy_paper']:.3g}"
+    energy = _paper(point)
     return energy if point["reached"] else f"{energy} ({-100 * point['accuracy_drop']:+.2f} %)"
 
 
@@ -481,7 +497,13 @@ def _chips_range(result: Result) -> str:
 
 
 def _paper(result: Result) -> str:
-    return "not modelled" if result["energy_paper"] is None else f"{result['energy_paper']:.3g}"
+    """Energy in the paper's units; of several seeds the median, and the least and the largest."""
+    if result["energy_paper"] is None:
+        return "not modelled"
+    median, seeds = f"{result['energy_paper']:.3g}", result.get("energies_paper")
+    if not seeds or seeds[0] == seeds[-1]:
+        return median
+    return f"{median}, {seeds[0]:.3g} to {'not reached' if seeds[-1] == math.inf else f'{seeds[-1]:.3g}'}"
 
 
 def _digital(result: Result) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from energytl import Hardware, Noiseless, analog_layers, configure, convert
 from energytl.cost.estimate import estimate
-from energytl.frontier import MARGIN, OWN_BEST, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
+from energytl.frontier import APART, MARGIN, OWN_BEST, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
 
 FULL = 82.0  # µS, the ρ that fills the default cell's window
 
@@ -221,9 +221,9 @@ def test_a_factor_is_raised_until_independent_reads_confirm_it():
         return reads_of(50 + 100 * x)
 
     hopeful = Curve((0.0, 9.0), (0.5, 9.5))  # says that the slope is one, and it is
-    factor, reads = confirm(hopeful, 0.0, target=0.74, reads_at=reads_at)
-    assert factor == pytest.approx(0.24 + MARGIN)
-    assert (reads == 0).double().mean() == pytest.approx(0.75)
+    factor, reads = confirm(hopeful, 0.0, target=0.7, reads_at=reads_at)
+    assert factor == pytest.approx(0.2 + MARGIN)
+    assert (reads == 0).double().mean() == pytest.approx(0.71)
     assert [attempt for _, attempt in calls] == [0, 1]
     steep = Curve((0.0, 9.0), (0.5, 90.5))  # a tenth of the way would do, it says; the least step is made
     calls.clear()
@@ -236,6 +236,31 @@ def test_where_the_curve_says_nothing_the_steps_of_a_confirmation_double():
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
     assert confirm(flat, 0.0, 0.7, lambda x, _: (tried.append(x), reads_of(60))[1]) is None
     assert tried == pytest.approx([0.0, STEP, 3 * STEP, 7 * STEP, 15 * STEP, 20 * STEP])
+
+
+@pytest.mark.parametrize("start", [0.0, 7 * STEP, 15 * STEP])
+@pytest.mark.parametrize("foot", [STEP / 3, 4.4 * STEP, 11.9 * STEP])
+def test_a_confirmed_factor_is_no_further_than_apart_above_the_least_wherever_the_search_begins(start, foot):
+    flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
+    tried = []
+
+    def reads_at(x, attempt):
+        assert attempt == len(tried)  # each attempt has reads of its own
+        tried.append(x)
+        return reads_of(80 if x >= foot else 60)
+
+    factor, reads = confirm(flat, start, 0.7, reads_at)
+    assert foot <= factor <= foot + APART
+    assert (reads == 0).double().mean() == pytest.approx(0.8)
+    assert len(tried) <= 12
+
+
+def test_a_search_that_finds_nothing_too_small_ends_at_the_lowest_factor():
+    tried = []
+    flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
+    factor, _ = confirm(flat, 5 * STEP, 0.7, lambda x, _: (tried.append(x), reads_of(80))[1])
+    assert factor == 0.0
+    assert tried == pytest.approx([5 * STEP, 4 * STEP, 2 * STEP, 0.0])
 
 
 def test_the_highest_factor_is_the_last_to_be_confirmed():

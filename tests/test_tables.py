@@ -502,11 +502,30 @@ def test_what_a_seed_does_not_model_is_not_modelled(synthetic):
     assert merged["reached"] is None
 
 
-def test_cases_with_several_points_or_of_one_seed_are_not_merged(synthetic, methods):
+def test_cases_of_one_seed_are_not_merged(synthetic, methods):
     assert merge_seeds(methods) == methods
     several = {case: result | {"method": "A", "seed": i} for i, (case, result) in enumerate(methods.items())}
-    assert list(merge_seeds(several)) == list(methods)
+    assert list(merge_seeds(several)) == [f"A, {len(methods)} seeds"]
     assert list(merge_seeds(seeds(synthetic, seed=7))) == [f"A {seed}" for seed in range(5)]
+
+
+def test_the_least_energy_of_seeds_is_their_median_and_reached_where_most_reach_it(synthetic):
+    of_seeds = [
+        [(0.0, 500.0, True), (0.01, 50.0, False), (0.02, 9.0, False)],
+        [(0.0, 300.0, True), (0.01, 20.0, True), (0.02, 7.0, True)],
+        [(0.0, 400.0, True), (0.01, 10.0, True), (0.02, 8.0, False)],
+    ]
+    results = {f"A {n}": synthetic(points, method="A", seed=n) for n, points in enumerate(of_seeds)}
+    results["b"] = synthetic([(0.0, 800.0, True), (0.01, 100.0, True), (0.02, 70.0, True)], baseline=True)
+    least, every, *_ = tables(results)
+    ours = "A, 3 seeds"
+    assert columns(least, "energy at 0 % drop")[ours] == "400, 300 to 500"
+    assert columns(least, "energy at 1 % drop")[ours] == "20, 10 to not reached"
+    assert columns(least, "energy at 2 % drop")[ours] == "8, 7 to 9 (-3.10 %)"
+    assert "The best baseline takes 2× (0 % drop), 5× (1 % drop) the cell energy of A, 3 seeds." in findings(results)
+    assert notes(results)[0].startswith("2 % drop is not reached by A, 3 seeds")
+    assert [row[1] for row in every.rows[1:]] == ["A 0", "A 1", "A 2", "b"] * 3
+    assert merge_seeds(results)[ours]["points"][1]["energy_weight"] == 0.5
 
 
 def test_curves_of_runs_are_drawn_with_the_target_a_panel_a_condition(transfer):

@@ -21,8 +21,9 @@ class Fluctuation:
     """How strongly, and between which states, the conductance of a cell fluctuates.
 
     Attributes:
-        intensity: factor k on the amplitude, ≥ 0. Weak, normal, strong = 0.5, 1, 2 (our assumption: the papers
-            give no numbers).
+        intensity: factor k on the amplitude, ≥ 0, at low conductance too: below 1/x_sat it leaves weights readable
+            for nothing. Another device at equal saturation has another floor and corner, as weak and strong in
+            `devices.presets`.
         floor: relative amplitude b of a cell of high conductance (He et al., DAC 2019: 0.0015).
         saturation: relative amplitude x_sat of a cell of low conductance, 0..1. Ielmini 2010 shows that it
             saturates; where is our assumption, and 1 the one that leaves no weight readable for nothing.

@@ -1,13 +1,15 @@
 """Published devices, each with its source. A preset is a plain record: change a field with dataclasses.replace."""
 
+from dataclasses import replace
+
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.pulsed import ExponentialStep, SoftBounds, SoftBoundsReference
 
 
 def weak(correlation: float = 0.0) -> Fluctuation:
-    """Half the normal telegraph noise (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
-    return Fluctuation(intensity=0.5, correlation=correlation)
+    """Half the normal ΔG, except where both saturate (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
+    return _normal_times(0.5, correlation)
 
 
 def normal(correlation: float = 0.0) -> Fluctuation:
@@ -16,8 +18,14 @@ def normal(correlation: float = 0.0) -> Fluctuation:
 
 
 def strong(correlation: float = 0.0) -> Fluctuation:
-    """Twice the normal telegraph noise (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
-    return Fluctuation(intensity=2.0, correlation=correlation)
+    """Twice the normal ΔG, except where both saturate (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
+    return _normal_times(2.0, correlation)
+
+
+def _normal_times(factor: float, correlation: float) -> Fluctuation:
+    """ΔG that many times the normal one; it saturates where the normal one does, so that no weight is read for nothing."""
+    own = normal(correlation)
+    return replace(own, floor=factor * own.floor, corner_siemens=factor * own.corner_siemens)
 
 
 def mnsim_cell() -> Cell:

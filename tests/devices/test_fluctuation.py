@@ -6,7 +6,13 @@ import torch
 from scipy import stats
 
 from energytl.devices import presets
-from energytl.devices.fluctuation import Fluctuation, amplitude, relative_amplitude, sample_states
+from energytl.devices.fluctuation import (
+    Fluctuation,
+    amplitude,
+    largest_relative_amplitude,
+    relative_amplitude,
+    sample_states,
+)
 
 STATES = {
     "two alike": ((-1.0, 1.0), (0.5, 0.5)),
@@ -14,6 +20,7 @@ STATES = {
     "four": ((0.0, 1.0, 2.0, 3.0), (0.4, 0.3, 0.2, 0.1)),
     "unordered": ((5.0, -3.0, -1.0), (0.1, 0.2, 0.7)),
 }
+KINDS = (presets.weak, presets.normal, presets.strong)
 SINGLE_EPS = torch.finfo(torch.float32).eps
 
 
@@ -111,13 +118,17 @@ def test_amplitude_has_the_slope_of_its_finite_differences():
     assert torch.autograd.gradcheck(lambda w, r: amplitude(w, r, Fluctuation()), (weight, rho))
 
 
-def test_weak_normal_and_strong_differ_by_a_factor_of_two():
-    siemens = torch.logspace(-6, -4, 10)  # where none is cut off at zero
-    weak, normal, strong = (
-        relative_amplitude(siemens, make()) for make in (presets.weak, presets.normal, presets.strong)
-    )
-    torch.testing.assert_close(2 * weak, normal)
-    torch.testing.assert_close(2 * normal, strong)
+def test_weak_normal_and_strong_differ_by_a_factor_of_two_where_none_saturates():
+    siemens = torch.logspace(-3, -2, 10, dtype=torch.float64)
+    weak, normal, strong = (relative_amplitude(siemens, make()) for make in KINDS)
+    torch.testing.assert_close(2 * weak, normal, rtol=1e-4, atol=0)
+    torch.testing.assert_close(2 * normal, strong, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_no_published_fluctuation_leaves_a_weight_readable_for_nothing(make):
+    empty = relative_amplitude(torch.zeros(1), make())
+    assert float(empty) == largest_relative_amplitude(make())  # the lower state reads zero
 
 
 @pytest.mark.parametrize(
