@@ -168,6 +168,7 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
         for drop, point in zip(drops, points, strict=True):
             fill = colours[case] if point["reached"] else "white"
             ours.plot(drop, point["energy_paper"], "o", color=colours[case], markerfacecolor=fill)
+            _draw_seeds(ours, drop, point, colours[case])
         for axes in theirs:
             if case in published:
                 axes.plot(drops[: len(published[case])], published[case], "o-", color=colours[case], label=case)
@@ -180,8 +181,17 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
     return figure
 
 
+def _draw_seeds(axes: Axes, place: str | int, point: Result, colour: str) -> None:
+    """The least energies of a point's seeds, a mark each on one line; of those that reach its accuracy."""
+    energies = [energy for energy in point.get("energies_paper", []) if energy < math.inf]
+    axes.plot([place] * len(energies), energies, "_-", color=colour, linewidth=1, markersize=9)
+
+
 def energy_by_condition(results: dict[str, Result]) -> Figure | None:
-    """Energy of the first point of each method under each condition, a line a method; in paper units and joules."""
+    """Energy of the first point of each method under each condition, a line a method; in paper units and joules.
+
+    Of several seeds the median; in paper units with the least and the largest that a seed takes.
+    """
     methods: dict[str, dict[str, Result]] = {}
     for result in results.values():
         point = (result.get("points") or [result])[0]
@@ -201,6 +211,8 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
             for place, point in zip(places, points.values(), strict=True):
                 fill = "white" if point["reached"] is False else f"C{number}"
                 axes.plot(place, point[key], "o", color=f"C{number}", markerfacecolor=fill)
+                if key == "energy_paper":
+                    _draw_seeds(axes, place, point, f"C{number}")
         axes.set(yscale="log", ylabel=label)
         axes.set_xticks(range(len(conditions)), conditions)
         if key.endswith("_j"):

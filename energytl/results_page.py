@@ -114,8 +114,8 @@ def _made(results: dict[str, Result]) -> str:
     seconds = sum(result["seconds"] for result in results.values())
     packages = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     dates = sorted({result["finished"][:10] for result in results.values()})
-    seeds = sorted({str(result["seed"]) for result in results.values()})
+    seeds = ", ".join(map(str, sorted({result["seed"] for result in results.values()})))
     return (
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {seconds / 60:.1f} minutes in all, seed "
-        f"{', '.join(seeds)}; {packages}."
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {seconds / 60:.1f} minutes in all, "
+        f"seed{'s' * (',' in seeds)} {seeds}; {packages}."
     )

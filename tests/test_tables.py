@@ -266,6 +266,16 @@ def test_energies_by_condition_are_a_line_a_method(synthetic):
     assert lines(joules) == {"A": [1e-9, 1e-9], "B": [1e-9, 1e-9]}
 
 
+def test_energies_by_condition_show_the_least_and_the_largest_of_the_seeds(synthetic):
+    points = [[(0.01, 9.0, True)], [(0.01, 7.0, True)], [(0.01, 1.0, False)]]
+    paper, joules = figures(
+        {f"A {n}": synthetic(p, method="A", condition="hot", seed=n) for n, p in enumerate(points)}
+    )["energy_by_condition"].axes
+    assert lines(paper) == {"A": [9]}
+    assert [7, 9] in [list(line.get_ydata()) for line in paper.lines]  # the third does not get there
+    assert len(joules.lines) == len(paper.lines) - 1
+
+
 def test_depthwise_shares_are_bars(synthetic):
     results = {"a": synthetic([(None, 10.0)], groups=(1, 32)), "b": synthetic([(None, 10.0)])}
     (axes,) = figures(results)["depthwise_share"].axes

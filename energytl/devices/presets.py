@@ -23,7 +23,7 @@ def strong(correlation: float = 0.0) -> Fluctuation:
 
 
 def _normal_times(factor: float, correlation: float) -> Fluctuation:
-    """ΔG that many times the normal one; it saturates where the normal one does, so that no weight is read for nothing."""
+    """ΔG that many times the normal one, saturating where that does, so that no weight is read for nothing."""
     own = normal(correlation)
     return replace(own, floor=factor * own.floor, corner_siemens=factor * own.corner_siemens)
 
