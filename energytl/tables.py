@@ -259,7 +259,7 @@ def notes(results: dict[str, Result]) -> list[str]:
     lines += [*_convergence_notes(results), *_exact_notes(results)]
     if len(merged) < len(results):
         lines.append(
-            "of several seeds: medians over them, and of least energies the smallest and the largest; what figures show "
+            "of several seeds: medians over them, and of least energies the smallest and largest; what figures show "
             "of layers and iterations is the first's"
         )
     first = next(iter(results.values()))
