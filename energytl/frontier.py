@@ -147,7 +147,13 @@ def trace(
     return Curve(log_factors, accuracies)
 
 
-def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], rounds: int = 3) -> float | None:
+def refine(
+    curve: Curve,
+    target: float,
+    accuracy_at: Callable[[float], float],
+    shifts: list[float] | None = None,
+    rounds: int = 3,
+) -> float | None:
     """The least log factor for a target on other images than the curve's, near enough for `confirm` to begin with.
 
     The images differ by a shift of accuracy that hardly depends on ρ; it is measured where the target is suspected.
@@ -158,11 +164,13 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
         curve: measured on few images.
         target: accuracy on all images; the search aims MARGIN above it.
         accuracy_at: measures on all images.
+        shifts: known from earlier searches on this curve; this one adds its own.
         rounds: measurements at most.
 
     Returns:
         The log factor, or None if even at the curve's highest the target is out of sight.
     """
+    shifts = [] if shifts is None else shifts
     highest, top = curve.log_factors[-1], curve.rising[-1]
 
     def least(aim: float) -> float:
@@ -170,10 +178,11 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
         assert found is not None
         return found
 
-    aim = target + MARGIN
+    def aimed() -> float:
+        return target + MARGIN - (sum(shifts) / len(shifts) if shifts else 0.0)
+
     in_sight = False
-    shifts: list[float] = []
-    log_factor = least(aim) if aim <= top else highest
+    log_factor = least(aimed()) if aimed() <= top else highest
     for _ in range(rounds):
         accuracy = accuracy_at(log_factor)
         if log_factor == highest:
@@ -181,11 +190,10 @@ def refine(curve: Curve, target: float, accuracy_at: Callable[[float], float], r
                 return None
             in_sight = True
         shifts.append(accuracy - curve.at(log_factor))
-        aim = target + MARGIN - sum(shifts) / len(shifts)
-        before, log_factor = log_factor, least(aim) if aim <= top or in_sight else highest
+        before, log_factor = log_factor, least(aimed()) if aimed() <= top or in_sight else highest
         if abs(log_factor - before) < PRECISION:
             break
-    return least(aim)
+    return least(aimed())
 
 
 def confirm(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,12 +59,14 @@ class Candidate:
         energies: of each layer at the trained ρ, paper units.
         scale: of its ρ.
         curve: accuracy on few images against the factor on ρ.
+        shifts: what all images' accuracy was above it, as measured so far.
     """
 
     trained: Trained
     energies: list[float]
     scale: RhoScale
     curve: Curve
+    shifts: list[float] = field(default_factory=list)
 
 
 class Points:
@@ -148,7 +150,8 @@ class Points:
         for candidate in sorted(reaching, key=expected):
             self.analog.load_state_dict(candidate.trained.state)
             label = f"{self.label}: least ρ for {100 * drop:g} % drop"
-            start = refine(candidate.curve, target, self._accuracy_at(candidate.scale, self.test, 5, label))
+            accuracy_at = self._accuracy_at(candidate.scale, self.test, 5, label)
+            start = refine(candidate.curve, target, accuracy_at, candidate.shifts)
             found = None
             if start is not None:
                 reads_at = self._confirming(candidate.scale, target, label)
@@ -173,16 +176,20 @@ class Points:
         return min(enough, key=lambda point: point["energy_paper"]) | {"drop": own["drop"], "reached": True}
 
     def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int], Tensor]:
+        error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images differ by much less
+
         def reads_at(log_factor: float, attempt: int) -> Tensor:
+            """All reads, or the first of them where these say that the target is missed."""
             scale.set(log_factor)
             seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
             draws = read_draws(self.analog, self.evaluation.reads, seed)
-            refuting = refuting_reads(len(draws))
-            first = ranks(self.analog, self.test, draws[:refuting], f"{label}, confirming")
-            if len(draws) == refuting or max(top_accuracies(first)) < target:
-                return first
-            rest = ranks(self.analog, self.test, draws[refuting:], f"{label}, confirming")
-            return torch.cat([first, rest])
+            found = torch.empty(0, len(self.digital), dtype=torch.long)
+            for upto, hopeless in ((1, target - error), (refuting_reads(len(draws)), target), (len(draws), target)):
+                if more := draws[len(found) : upto]:
+                    found = torch.cat([found, ranks(self.analog, self.test, more, f"{label}, confirming")])
+                if max(top_accuracies(found)) < hopeless:
+                    break
+            return found
 
         return reads_at
 

@@ -205,6 +205,22 @@ def test_a_target_within_reach_of_the_highest_factor_is_left_to_the_confirmation
     assert refine(line, 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == pytest.approx(line.least(0.9 - OWN_BEST))
 
 
+def test_a_search_goes_on_with_the_shift_that_an_earlier_one_measured():
+    line = Curve((0.0, 1.0), (0.5, 0.9))
+    shifts, calls = [], []
+
+    def measured(x):
+        calls.append(x)
+        return line.at(x) - 0.02
+
+    refine(line, 0.8, measured, shifts)
+    assert shifts == pytest.approx([-0.02] * len(shifts))
+    calls.clear()
+    found = refine(line, 0.6, measured, shifts)
+    assert len(calls) == 1
+    assert line.at(found) == pytest.approx(0.62 + MARGIN)
+
+
 # confirming
 
 

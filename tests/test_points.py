@@ -10,6 +10,7 @@ from energytl import Hardware, MultilevelPair, Noiseless, analog_layers, calibra
 from energytl.data import Digits
 from energytl.devices.variation import Variation
 from energytl.evaluation import Evaluation, digital_ranks
+from energytl.frontier import RhoScale
 from energytl.models import mlp
 from energytl.points import Points, price
 from energytl.recipe import Recipe
@@ -125,6 +126,15 @@ def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):
     scale = 0.6  # well below, the accuracy is not kept: the point is no waste
     (lower,), _, _ = measure(rho=2.0 * point["rho_factor"] * scale)
     assert lower["accuracy_q25"] < measured.accuracy_digital - 0.1
+
+
+def test_reads_end_as_soon_as_they_say_that_a_target_is_missed(measure):
+    (point,), _, measured = measure(reads=10)
+    targets = [point["accuracy_median"] + above for above in (-0.05, 0.0, 0.005, 0.01, 0.015, 0.02, 0.06)]
+    counts = [len(measured._confirming(RhoScale(measured.analog), target, "")(0.0, 0)) for target in targets]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (10, 1)  # by more than a proportion's standard error
+    assert set(counts) == {10, 4, 1}  # four of ten below: so is their lower quartile
 
 
 def test_one_drop_is_one_point(measure):
