@@ -89,7 +89,8 @@ class Classifier(LightningModule):
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
-        self.ranges = TrainedRanges(self.layers) if self.objective.range_lr else None
+        rates = self.objective.range_lr, self.objective.weight_range_lr
+        self.ranges = TrainedRanges(self.layers, inputs=rates[0] > 0, weights=rates[1] > 0) if any(rates) else None
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.runs = runs
@@ -162,7 +163,9 @@ class Classifier(LightningModule):
         if rho:
             groups.append({"params": rho, "lr": self.objective.rho_lr, "weight_decay": 0.0})
         if self.ranges is not None:
-            groups.append({"params": [*self.ranges.parameters()], "lr": self.objective.range_lr, "weight_decay": 0.0})
+            inputs, weights = [*self.ranges.log_input_factors], [*self.ranges.log_weight_factors]
+            rated = (inputs, self.objective.range_lr), (weights, self.objective.weight_range_lr)
+            groups += [{"params": logs, "lr": rate, "weight_decay": 0.0} for logs, rate in rated if logs]
         optimizer = self.make_optimizer(groups)
         if self.layers and isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(

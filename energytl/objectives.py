@@ -24,6 +24,7 @@ class Objective:
             them, too. 0: every input counts the same, as in eq. 13.
         rho_lr: learning rate of log ρ.
         range_lr: learning rate of the log of each layer's input range; 0 keeps the calibrated ones.
+        weight_range_lr: likewise of the range that its weights are mapped to; 0 keeps it.
         distillation: share of the task loss, 0..1, that is the distance to the digital network's outputs instead of
             the labels (Hinton 2015: T²·KL of outputs softened by T).
         temperature: T.
@@ -34,6 +35,7 @@ class Objective:
     activity: int = 0
     rho_lr: float = 0.02
     range_lr: float = 0.0
+    weight_range_lr: float = 0.0
     distillation: float = 0.0
     temperature: float = 2.0
 
@@ -41,7 +43,7 @@ class Objective:
         """Refuse negative prices and rates."""
         if not self._weights:
             raise ValueError("objective.energy_weight is an empty list; give one number or more")
-        rates = (("rho_lr", self.rho_lr), ("range_lr", self.range_lr))
+        rates = [(name, getattr(self, name)) for name in ("rho_lr", "range_lr", "weight_range_lr")]
         for name, value in (*(("energy_weight", weight) for weight in self._weights), *rates):
             if value < 0:
                 raise ValueError(f"objective.{name} is {value}; allowed: 0 or more")

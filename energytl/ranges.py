@@ -1,4 +1,4 @@
-"""Input ranges that train beside ρ."""
+"""Ranges of inputs and weights that train beside ρ."""
 
 from typing import Any
 
@@ -9,58 +9,70 @@ from energytl.analog.layers import AnalogConv2d, AnalogLayer
 
 
 class TrainedRanges(nn.Module):
-    """A trainable factor s on the input range of each analog layer, while training lasts.
+    """Trainable factors on the ranges of each analog layer, of its inputs or its weights, while training lasts.
 
     A layer of input range r reads f_r; f_{s·r}(x) = s·f_r(x/s), so dividing its inputs and multiplying its outputs by s
     is a range of s·r, with the straight-through gradients of rounding, cutting (Esser 2020, LSQ) and energy: a wider
-    range sends fewer pulses, a tighter one rounds finer. The weights' range needs no factor of its own: the weights
-    train in a fixed one, and a normalisation or the next layer takes up their scale.
+    range sends fewer pulses, a tighter one rounds finer. Likewise for its weights, whose wider range takes less
+    conductance, and fluctuates more.
 
     Args:
         layers: the network's analog layers, calibrated.
+        inputs: whether the ranges of inputs train.
+        weights: whether those of weights do.
     """
 
-    def __init__(self, layers: list[AnalogLayer]) -> None:
+    def __init__(self, layers: list[AnalogLayer], *, inputs: bool = True, weights: bool = False) -> None:
         super().__init__()
-        self.log_factors = nn.ParameterList(torch.zeros((), device=layer.weight.device) for layer in layers)
+
+        def logs(wanted: bool) -> nn.ParameterList:
+            return nn.ParameterList(torch.zeros((), device=layer.weight.device) for layer in layers if wanted)
+
+        self.log_input_factors, self.log_weight_factors = logs(inputs), logs(weights)
         self._layers = layers
+        self._factors = [
+            _Factors(self.log_input_factors[i] if inputs else None, self.log_weight_factors[i] if weights else None)
+            for i in range(len(layers))
+        ]
         self._hooks = [
             hook
-            for layer, log_factor in zip(layers, self.log_factors, strict=True)
+            for layer, factors in zip(layers, self._factors, strict=True)
             for hook in (
-                layer.register_forward_pre_hook(_Divide(log_factor), prepend=True),
-                layer.register_forward_hook(_Multiply(log_factor), prepend=True),
+                layer.register_forward_pre_hook(factors.before, prepend=True),
+                layer.register_forward_hook(factors.after, prepend=True),
             )
         ]
 
     def settle(self) -> None:
         """Leave the trained ranges to the layers, and the layers alone."""
-        for layer, log_factor in zip(self._layers, self.log_factors, strict=True):
-            assert layer.input_range is not None
-            layer.input_range *= float(log_factor.detach().exp())
+        for layer, factors in zip(self._layers, self._factors, strict=True):
+            if factors.log_input is not None:
+                assert layer.input_range is not None
+                layer.input_range *= float(factors.log_input.detach().exp())
+            if factors.log_weight is not None:
+                layer.weight_factor = None
+                layer.widen(float(factors.log_weight.detach().exp()))
         for hook in self._hooks:
             hook.remove()
 
 
-class _Divide:
-    """Inputs of a layer, divided by its factor."""
+class _Factors:
+    """The factors of one layer, as its hooks apply them."""
 
-    def __init__(self, log_factor: Tensor) -> None:
-        self.log_factor = log_factor
+    def __init__(self, log_input: Tensor | None, log_weight: Tensor | None) -> None:
+        self.log_input, self.log_weight = log_input, log_weight
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
-        return (inputs[0] / self.log_factor.exp(),)
-
-
-class _Multiply:
-    """Outputs of a layer, multiplied by its factor, but for the bias."""
-
-    def __init__(self, log_factor: Tensor) -> None:
-        self.log_factor = log_factor
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+    def before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
+        """Divide the weights that the layer stores, and its inputs."""
         assert isinstance(layer, AnalogLayer)
-        factor = self.log_factor.exp()
+        if self.log_weight is not None:
+            layer.weight_factor = self.log_weight.exp()
+        return None if self.log_input is None else (inputs[0] / self.log_input.exp(),)
+
+    def after(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        """Multiply its outputs, but for the bias."""
+        assert isinstance(layer, AnalogLayer)
+        factor = torch.stack([log for log in (self.log_input, self.log_weight) if log is not None]).sum().exp()
         if layer.bias is None:
             return outputs * factor
         bias = layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else layer.bias

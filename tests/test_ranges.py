@@ -1,15 +1,16 @@
-"""Input ranges that train: what a factor on them means, and what is left of it after training."""
+"""Ranges that train: what a factor on them means, and what is left of it after training."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from energytl import Hardware, InputFormat, Noiseless, analog_layers, calibrate, convert
+from energytl import Hardware, InputFormat, Noiseless, WeightFormat, analog_layers, calibrate, configure, convert
 from energytl.classifier import Classifier
 from energytl.cost.energy import counting_pulses
-from energytl.objectives import Objective
+from energytl.objectives import Objective, network_energy
 from energytl.ranges import TrainedRanges
 
 
@@ -27,20 +28,74 @@ def images():
 
 def set_factors(ranges, factor):
     with torch.no_grad():
-        for log_factor in ranges.log_factors:
+        for log_factor in ranges.parameters():
             log_factor.fill_(math.log(factor))
 
 
+BOTH = {"inputs": True, "weights": True}
+
+
+@pytest.mark.parametrize("trained", [{}, {"inputs": False, "weights": True}, BOTH], ids=["inputs", "weights", "both"])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.7])
-def test_a_factor_is_a_range_of_so_many_times_the_layers_and_settles_as_one(network, factor):
+def test_a_factor_is_a_range_of_so_many_times_the_layers_and_settles_as_one(network, factor, trained):
     layers = list(analog_layers(network).values())
-    before = [layer.input_range for layer in layers]
-    ranges = TrainedRanges(layers)
+    before = [(layer.input_range, layer.weight_range) for layer in layers]
+    ranges = TrainedRanges(layers, **trained)
     set_factors(ranges, factor)
     seen = network(images())
+    held = [layer.stored_weight.detach() for layer in layers]
     ranges.settle()
-    assert [layer.input_range for layer in layers] == pytest.approx([factor * size for size in before])
+    factors = (factor if trained.get("inputs", True) else 1, factor if trained.get("weights") else 1)
+    for layer, (input_range, weight_range) in zip(layers, before, strict=True):
+        assert layer.input_range == pytest.approx(factors[0] * input_range)
+        assert layer.weight_range == pytest.approx(factors[1] * weight_range)
+    for layer, stored in zip(layers, held, strict=True):
+        torch.testing.assert_close(layer.stored_weight.detach(), stored)
     torch.testing.assert_close(network(images()), seen)
+
+
+def test_a_factor_on_the_weights_widens_the_range_of_every_column(network):
+    configure(network, weights=WeightFormat(columns=True))
+    layers = list(analog_layers(network).values())
+    before = [layer.column_ranges for layer in layers]
+    ranges = TrainedRanges(layers, **BOTH)
+    set_factors(ranges, 1.3)
+    seen = network(images())
+    ranges.settle()
+    for layer, columns in zip(layers, before, strict=True):
+        torch.testing.assert_close(layer.column_ranges, 1.3 * columns)
+    torch.testing.assert_close(network(images()), seen)
+
+
+def test_a_wider_range_of_the_weights_takes_less_energy_and_the_energy_says_so(network):
+    layers = list(analog_layers(network).values())
+    ranges = TrainedRanges(layers, inputs=False, weights=True)
+    network(images())
+    slopes = torch.autograd.grad(network_energy(layers), list(ranges.parameters()))
+    assert all(float(slope) < 0 for slope in slopes)
+
+
+def test_a_clipped_weight_fills_the_trained_range(network):
+    layer = next(iter(analog_layers(network).values()))
+    ranges = TrainedRanges([layer], inputs=False, weights=True)
+    set_factors(ranges, 0.5)
+    network(images())
+    wide = layer.weight_range
+    layer.clip_weight()
+    assert float(layer.weight.detach().abs().max()) == pytest.approx(0.5 * wide)
+
+
+def test_a_network_in_training_is_saved_and_goes_on_with_its_ranges(network):
+    layers = list(analog_layers(network).values())
+    module = Classifier(network, 3, torch.optim.SGD, objective=Objective(range_lr=0.1, weight_range_lr=0.1))
+    set_factors(module.ranges, 1.3)
+    seen = module(images())
+    state = copy.deepcopy(module.state_dict())
+    weight_ranges = [layer.weight_range for layer in layers]
+    set_factors(module.ranges, 0.7)
+    module.load_state_dict(state)
+    assert [layer.weight_range for layer in layers] == weight_ranges
+    torch.testing.assert_close(module(images()), seen)
 
 
 def test_a_wider_range_sends_fewer_pulses_and_the_energy_says_so(network):
@@ -52,7 +107,7 @@ def test_a_wider_range_sends_fewer_pulses_and_the_energy_says_so(network):
         with counting_pulses(layers, 8) as counted:
             network(images())
         energy = torch.stack(counted).sum()
-        slopes = torch.autograd.grad(energy, list(ranges.log_factors))
+        slopes = torch.autograd.grad(energy, list(ranges.parameters()))
         assert all(float(slope) < 0 for slope in slopes)
         energies.append(float(energy.detach()))
     assert energies[1] < 0.6 * energies[0]
@@ -60,15 +115,18 @@ def test_a_wider_range_sends_fewer_pulses_and_the_energy_says_so(network):
 
 def test_training_moves_the_ranges_at_their_own_rate_without_weight_decay(network):
     module = Classifier(
-        network, 3, lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.5), objective=Objective(range_lr=0.7)
+        network,
+        3,
+        lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.5),
+        objective=Objective(range_lr=0.7, weight_range_lr=0.3),
     )
     module.log = lambda *args, **kwargs: None
     optimizer = module.configure_optimizers()
-    group = optimizer.param_groups[-1]
-    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.7, 0.0, 3)
+    rates = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups[-2:]]
+    assert rates == [(0.7, 0.0, 3), (0.3, 0.0, 3)]
     module.training_step((images(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])), 0).backward()
     optimizer.step()
-    assert all(float(log_factor.detach()) != 0 for log_factor in module.ranges.log_factors)
+    assert all(float(log_factor.detach()) != 0 for log_factor in module.ranges.parameters())
 
 
 def test_without_a_rate_nothing_is_hooked(network):

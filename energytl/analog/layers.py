@@ -46,6 +46,7 @@ class AnalogLayer(nn.Module, ABC):
         index: number of the layer in its network.
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
             but for the read scheme's factor; 0 before the first.
+        weight_factor: on the range of the weights, while it trains (`energytl.ranges`).
     """
 
     image_dims: int
@@ -73,6 +74,7 @@ class AnalogLayer(nn.Module, ABC):
         self.column_ranges: Tensor | None
         self.fit_weight_range()
         self.input_range: float | None = None
+        self.weight_factor: Tensor | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
 
@@ -106,15 +108,30 @@ class AnalogLayer(nn.Module, ABC):
         else:
             self.weight_range, self.column_ranges = float(ranges), None
 
+    def widen(self, factor: float) -> None:
+        """Make the range of the weights, or that of each column, so many times as wide."""
+        if self.column_ranges is None:
+            self.weight_range *= factor
+        else:
+            self.column_ranges = self.column_ranges * factor
+
     @torch.no_grad()
     def clip_weight(self) -> None:
         """Cut the weight to its range, in place."""
+        unit = self._unit
         held = self._scaled(self.weight).clamp(-self.weight_range, self.weight_range)
-        self.weight.copy_(held if self.column_ranges is None else held * self.column_ranges)
+        self.weight.copy_(held if unit is None else held * unit)
+
+    @property
+    def _unit(self) -> Tensor | None:
+        """What weights are divided by before they are held: ranges of columns, a factor that trains."""
+        if self.column_ranges is None or self.weight_factor is None:
+            return self.weight_factor if self.column_ranges is None else self.column_ranges
+        return self.column_ranges * self.weight_factor
 
     def _scaled(self, weight: Tensor) -> Tensor:
-        """Weights in units of their column's range, if columns have ranges of their own."""
-        return weight if self.column_ranges is None else weight / self.column_ranges
+        unit = self._unit
+        return weight if unit is None else weight / unit
 
     def _rounded(self, scaled: Tensor) -> Tensor:
         return self.hardware.mapping.rounded(scaled, self.weight_range, self.hardware.weights)
