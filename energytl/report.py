@@ -18,8 +18,10 @@ CAPTIONS = {
     "framed: what the paper tells of.",
     "accuracy_energy": "Accuracy against energy per image: median over reads, bars from lower to upper quartile; thin "
     "lines: one read of few test images, on which the points were searched.",
-    "least_energy": "Least energy that keeps the accuracy, here and as published; open: not reached, at the own best.",
-    "energy_by_condition": "Least energy of each method under each condition; open: not reached, at the own best.",
+    "least_energy": "Least energy that keeps the accuracy, here and as published; bars: its seeds; open: not "
+    "reached, at the own best.",
+    "energy_by_condition": "Least energy of each method under each condition; bars: its seeds; open: not "
+    "reached, at the own best.",
     "accuracy_by_condition": "Accuracy of each method under each condition: median and range over chips or reads.",
     "weights": "What the cells of the last layer hold.",
     "depthwise_share": "Share of the depthwise layers.",
@@ -32,10 +34,11 @@ CAPTIONS = {
     "training_on_chip": "Training on the chip: accuracy (dashed: digital training), and its energy.",
 }
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:92rem;padding:0 1rem;color:#222}
+p,ul,figure,img{max-width:min(100%,72rem)}
 table{border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:2rem 0}figcaption{color:#555}"""
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}figure{margin:2rem 0}figcaption{color:#555}"""
 
 
 def report(recipe_folder: Path, cases: list[str] | None = None, target: float | None = None) -> str:
