@@ -258,9 +258,10 @@ def notes(results: dict[str, Result]) -> list[str]:
         )
     lines += [*_convergence_notes(results), *_exact_notes(results)]
     if len(merged) < len(results):
+        searched = any(point["drop"] is not None for r in merged.values() for point in r.get("points") or [])
         lines.append(
-            "of several seeds: medians over them, and of least energies the smallest and largest; what figures show "
-            "of layers and iterations is the first's"
+            f"of several seeds: medians over them{', and the least and the largest energy' * searched}; what figures "
+            "show of layers and iterations is the first's"
         )
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))
