@@ -521,7 +521,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
 
 
 def learning_costs(results: dict[str, Result]) -> Figure | None:
-    """Accuracy after learning on the chip against what reading, and what learning took; a line for each method."""
+    """Accuracy after learning on the chip against what reading, and what learning took; a colour for each method."""
     axes_of = {
         "energy_paper": ("cells' energy per image, Σ ρ·|w|·pulses (paper units)", ""),
         "training_energy_j": ("energy of the training", "J"),
@@ -546,10 +546,9 @@ def learning_costs(results: dict[str, Result]) -> Figure | None:
                 [hi - m for m, hi in zip(middle, high, strict=True)],
             ]
             where = [result[key] for result in own]
-            axes.errorbar(where, middle, spread, marker="o", capsize=3, color=f"C{number}", label=method)
+            axes.errorbar(where, middle, spread, fmt="o", capsize=3, color=f"C{number}", label=method)
         axes.set(xscale="log", xlabel=label, ylabel="accuracy (%)")
-        if unit:
-            label_decades(axes.xaxis, unit)
+        label_decades(axes.xaxis, unit)
         axes.grid(alpha=0.3)
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     return figure
