@@ -18,6 +18,7 @@ from energytl.analog.convert import analog_layers
 from energytl.analog.inference import inference
 from energytl.cost.energy import counting_pulses
 from energytl.objectives import Objective, distillation_loss, network_energy
+from energytl.optim.on_chip import OnChipOptimizer
 from energytl.ranges import TrainedRanges
 
 
@@ -171,6 +172,11 @@ class Classifier(LightningModule):
             raise ValueError(
                 "optimizer LBFGS calls its closure several times a step, but every call reads other noise, and pulses "
                 "cannot be taken back: use one that takes one gradient a step, as torch.optim.Adam"
+            )
+        if self.objective.weight_range_lr and isinstance(optimizer, OnChipOptimizer):
+            raise ValueError(
+                f"objective.weight_range_lr is {self.objective.weight_range_lr}, but {type(optimizer).__name__} moves "
+                "the weights of arrays whose range is given: set it to 0"
             )
         if self.make_scheduler is None:
             return optimizer

@@ -26,7 +26,7 @@ MARGIN = 0.001
 """What a search aims above its target, so that three quarters of the confirming reads are above it."""
 
 APART = math.log(1.25)
-"""In log ρ: a factor that is confirmed is at most so far above one that was too small."""
+"""In log ρ: a factor that is confirmed is at most so far above one that was too small, if any was."""
 
 SPARE = 0.003
 """A factor whose accuracy is further above the target is not believed to be the least."""
@@ -202,7 +202,8 @@ def confirm(
     """The least factor at which independent reads are accurate enough: their lower quartile reaches the target.
 
     It is raised until they are, or lowered while they are by more than SPARE; then searched by halves between the
-    last factor that was too small and the least that was not, until these are no more than APART.
+    last factor that was too small and the least that was not, until these are no more than APART. Every attempt has
+    reads of its own; that the best of several attempts may have been lucky is not corrected.
 
     Args:
         curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by

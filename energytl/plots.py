@@ -182,7 +182,7 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
 
 
 def _draw_seeds(axes: Axes, place: str | int, point: Result, colour: str) -> None:
-    """The least energies of a point's seeds, a mark each on one line; of those that reach its accuracy."""
+    """The least energies of a point's seeds, a mark each on one line, but for those that count as infinitely large."""
     energies = [energy for energy in point.get("energies_paper", []) if energy < math.inf]
     axes.plot([place] * len(energies), energies, "_-", color=colour, linewidth=1, markersize=9)
 

@@ -208,6 +208,7 @@ class Points:
         return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
 
     def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor) -> Result:
+        candidate.scale.set(log_factor)  # the search may have ended at another
         return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
 
     def _result(self, trained: Trained, reads: Tensor) -> Result:

@@ -1,5 +1,6 @@
 """Ranges of inputs and weights that train beside ρ."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,33 +20,33 @@ class TrainedRanges(nn.Module):
     Args:
         layers: the network's analog layers, calibrated.
         inputs: whether the ranges of inputs train.
-        weights: whether those of weights do.
+        weights: whether those of weights do, but for weights that do not train.
     """
 
     def __init__(self, layers: list[AnalogLayer], *, inputs: bool = True, weights: bool = False) -> None:
         super().__init__()
 
-        def logs(wanted: bool) -> nn.ParameterList:
-            return nn.ParameterList(torch.zeros((), device=layer.weight.device) for layer in layers if wanted)
-
-        self.log_input_factors, self.log_weight_factors = logs(inputs), logs(weights)
-        self._layers = layers
-        self._factors = [
-            _Factors(self.log_input_factors[i] if inputs else None, self.log_weight_factors[i] if weights else None)
-            for i in range(len(layers))
-        ]
-        self._hooks = [
-            hook
-            for layer, factors in zip(layers, self._factors, strict=True)
-            for hook in (
-                layer.register_forward_pre_hook(factors.before, prepend=True),
-                layer.register_forward_hook(factors.after, prepend=True),
-            )
-        ]
+        self.log_input_factors, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
+        self._factors, self._hooks = [], []
+        for layer in layers:
+            zero = torch.zeros((), device=layer.weight.device)
+            log_input = nn.Parameter(zero) if inputs else None
+            log_weight = nn.Parameter(zero.clone()) if weights and layer.weight.requires_grad else None
+            if log_input is not None:
+                self.log_input_factors.append(log_input)
+            if log_weight is not None:
+                self.log_weight_factors.append(log_weight)
+                layer.weight_factor = partial(torch.exp, log_weight)
+            if log_input is not None or log_weight is not None:
+                factors = _Factors(layer, log_input, log_weight)
+                self._factors.append(factors)
+                self._hooks.append(layer.register_forward_pre_hook(factors.before, prepend=True))
+                self._hooks.append(layer.register_forward_hook(factors.after, prepend=True))
 
     def settle(self) -> None:
         """Leave the trained ranges to the layers, and the layers alone."""
-        for layer, factors in zip(self._layers, self._factors, strict=True):
+        for factors in self._factors:
+            layer = factors.layer
             if factors.log_input is not None:
                 assert layer.input_range is not None
                 layer.input_range *= float(factors.log_input.detach().exp())
@@ -59,21 +60,17 @@ class TrainedRanges(nn.Module):
 class _Factors:
     """The factors of one layer, as its hooks apply them."""
 
-    def __init__(self, log_input: Tensor | None, log_weight: Tensor | None) -> None:
-        self.log_input, self.log_weight = log_input, log_weight
+    def __init__(self, layer: AnalogLayer, log_input: Tensor | None, log_weight: Tensor | None) -> None:
+        self.layer, self.log_input, self.log_weight = layer, log_input, log_weight
 
     def before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
-        """Divide the weights that the layer stores, and its inputs."""
-        assert isinstance(layer, AnalogLayer)
-        if self.log_weight is not None:
-            layer.weight_factor = self.log_weight.exp()
+        """Divide its inputs; the layer itself divides the weights that it stores."""
         return None if self.log_input is None else (inputs[0] / self.log_input.exp(),)
 
     def after(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         """Multiply its outputs, but for the bias."""
-        assert isinstance(layer, AnalogLayer)
         factor = torch.stack([log for log in (self.log_input, self.log_weight) if log is not None]).sum().exp()
-        if layer.bias is None:
+        if self.layer.bias is None:
             return outputs * factor
-        bias = layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else layer.bias
+        bias = self.layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else self.layer.bias
         return (outputs - bias) * factor + bias

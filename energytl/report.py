@@ -16,8 +16,8 @@ CAPTIONS = {
     "convergence": "Accuracy on test images while training: median over runs and quartiles; dashed: the target.",
     "speed_map": "How many times fewer images than the baseline until the target, with 95 % intervals; blue: fewer; "
     "framed: what the paper tells of.",
-    "accuracy_energy": "Accuracy against energy per image: median over reads, bars from lower to upper quartile; thin "
-    "lines: one read of few test images, on which the points were searched.",
+    "accuracy_energy": "Accuracy against energy per image: median over reads (of several seeds: over the seeds), bars "
+    "from lower to upper quartile; thin lines: one read of few test images, on which the points were searched.",
     "least_energy": "Least energy that keeps the accuracy, here and as published; bars: its seeds; open: not "
     "reached, at the own best.",
     "energy_by_condition": "Least energy of each method under each condition; bars: its seeds; open: not "

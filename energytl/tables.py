@@ -136,10 +136,15 @@ def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
 
     The accuracy's quartiles are those over the seeds, of their medians. A point is reached if most seeds reach it; the
     others' energies then count as larger than any. All that is no number, as the layers, is that of the first seed.
+    Cases that were not asked for the same points stay as they are.
     """
     merged: dict[str, Result] = {}
     for (method, condition), cases in experiments(results).items():
-        if len(cases) == 1:
+        asked = {
+            tuple((point["drop"], point.get("budget")) for point in result.get("points") or [])
+            for result in cases.values()
+        }
+        if len(cases) == 1 or len(asked) > 1:
             merged |= cases
         else:
             name = f"{method}, {condition}" if condition else method
@@ -261,7 +266,7 @@ def notes(results: dict[str, Result]) -> list[str]:
         searched = any(point["drop"] is not None for r in merged.values() for point in r.get("points") or [])
         lines.append(
             f"of several seeds: medians over them{', and the least and the largest energy' * searched}; what figures "
-            "show of layers and iterations is the first's"
+            "show of layers, iterations and the search is the first's"
         )
     first = next(iter(results.values()))
     lines.append("not modelled: " + "; ".join(first["not_modelled"]))

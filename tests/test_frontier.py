@@ -211,14 +211,14 @@ def test_a_search_goes_on_with_the_shift_that_an_earlier_one_measured():
 
     def measured(x):
         calls.append(x)
-        return line.at(x) - 0.02
+        return line.at(x) - 0.1
 
-    refine(line, 0.8, measured, shifts)
-    assert shifts == pytest.approx([-0.02] * len(shifts))
+    refine(line, 0.7, measured, shifts)
+    assert shifts == pytest.approx([-0.1, -0.1])
     calls.clear()
     found = refine(line, 0.6, measured, shifts)
-    assert len(calls) == 1
-    assert line.at(found) == pytest.approx(0.62 + MARGIN)
+    assert calls == pytest.approx([found])  # it begins where the shift says
+    assert line.at(found) == pytest.approx(0.7 + MARGIN)
 
 
 # confirming

@@ -128,6 +128,19 @@ def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):
     assert lower["accuracy_q25"] < measured.accuracy_digital - 0.1
 
 
+def test_a_point_costs_what_its_own_factor_takes_wherever_its_search_ended(measure, monkeypatch):
+    def ends_elsewhere(curve, log_factor, target, reads_at):
+        reads = reads_at(0.0, 0)
+        reads_at(-3.0, 1)
+        return 0.0, reads
+
+    monkeypatch.setattr("energytl.points.confirm", ends_elsewhere)
+    (found,), _, _ = measure(max_drop=0.2)
+    (expected,), _, _ = measure()
+    for key in ("energy_paper", "energy_total_j", "accuracy_quantised"):
+        assert found[key] == expected[key]
+
+
 def test_reads_end_as_soon_as_they_say_that_a_target_is_missed(measure):
     (point,), _, measured = measure(reads=10)
     targets = [point["accuracy_median"] + above for above in (-0.05, 0.0, 0.005, 0.01, 0.015, 0.02, 0.06)]

@@ -10,7 +10,9 @@ from torch import nn
 from energytl import Hardware, InputFormat, Noiseless, WeightFormat, analog_layers, calibrate, configure, convert
 from energytl.classifier import Classifier
 from energytl.cost.energy import counting_pulses
+from energytl.devices.presets import ideal
 from energytl.objectives import Objective, network_energy
+from energytl.optim import PulsedSGD
 from energytl.ranges import TrainedRanges
 
 
@@ -78,11 +80,38 @@ def test_a_wider_range_of_the_weights_takes_less_energy_and_the_energy_says_so(n
 def test_a_clipped_weight_fills_the_trained_range(network):
     layer = next(iter(analog_layers(network).values()))
     ranges = TrainedRanges([layer], inputs=False, weights=True)
-    set_factors(ranges, 0.5)
     network(images())
+    set_factors(ranges, 0.5)
     wide = layer.weight_range
     layer.clip_weight()
     assert float(layer.weight.detach().abs().max()) == pytest.approx(0.5 * wide)
+
+
+def test_weights_that_do_not_train_keep_their_range(network):
+    first, *others = analog_layers(network).values()
+    first.weight.requires_grad_(False)
+    ranges = TrainedRanges([first, *others], **BOTH)
+    assert (len(ranges.log_input_factors), len(ranges.log_weight_factors)) == (3, 2)
+    held = first.stored_weight
+    set_factors(ranges, 1.3)
+    network(images())
+    torch.testing.assert_close(first.stored_weight, held)
+
+
+def test_a_network_in_training_can_be_copied(network):
+    ranges = TrainedRanges(list(analog_layers(network).values()), **BOTH)
+    set_factors(ranges, 1.3)
+    seen = network(images())
+    torch.testing.assert_close(copy.deepcopy(network)(images()), seen)
+
+
+def test_arrays_that_pulses_move_keep_the_range_of_their_weights(network):
+    configure(network, weights=WeightFormat(bits=None))
+    module = Classifier(
+        network, 3, lambda groups: PulsedSGD(groups, lr=0.1, device=ideal()), objective=Objective(weight_range_lr=0.1)
+    )
+    with pytest.raises(ValueError, match=r"objective\.weight_range_lr is 0\.1, but PulsedSGD moves the weights"):
+        module.configure_optimizers()
 
 
 def test_a_network_in_training_is_saved_and_goes_on_with_its_ranges(network):

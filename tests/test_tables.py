@@ -517,6 +517,9 @@ def test_cases_of_one_seed_are_not_merged(synthetic, methods):
     several = {case: result | {"method": "A", "seed": i} for i, (case, result) in enumerate(methods.items())}
     assert list(merge_seeds(several)) == [f"A, {len(methods)} seeds"]
     assert list(merge_seeds(seeds(synthetic, seed=7))) == [f"A {seed}" for seed in range(5)]
+    one, *_ = several
+    others = several | {one: synthetic([(0.5, 1.0)], method="A", seed=0)}  # asked for another point
+    assert list(merge_seeds(others)) == list(methods)
 
 
 def test_the_least_energy_of_seeds_is_their_median_and_reached_where_most_reach_it(synthetic):

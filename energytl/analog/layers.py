@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -46,7 +47,7 @@ class AnalogLayer(nn.Module, ABC):
         index: number of the layer in its network.
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
             but for the read scheme's factor; 0 before the first.
-        weight_factor: on the range of the weights, while it trains (`energytl.ranges`).
+        weight_factor: makes the factor on the range of the weights, while it trains (`energytl.ranges`).
     """
 
     image_dims: int
@@ -74,7 +75,7 @@ class AnalogLayer(nn.Module, ABC):
         self.column_ranges: Tensor | None
         self.fit_weight_range()
         self.input_range: float | None = None
-        self.weight_factor: Tensor | None = None
+        self.weight_factor: Callable[[], Tensor] | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
 
@@ -125,9 +126,10 @@ class AnalogLayer(nn.Module, ABC):
     @property
     def _unit(self) -> Tensor | None:
         """What weights are divided by before they are held: ranges of columns, a factor that trains."""
-        if self.column_ranges is None or self.weight_factor is None:
-            return self.weight_factor if self.column_ranges is None else self.column_ranges
-        return self.column_ranges * self.weight_factor
+        if self.weight_factor is None:
+            return self.column_ranges
+        factor = self.weight_factor()
+        return factor if self.column_ranges is None else self.column_ranges * factor
 
     def _scaled(self, weight: Tensor) -> Tensor:
         unit = self._unit

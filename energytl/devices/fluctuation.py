@@ -21,9 +21,9 @@ class Fluctuation:
     """How strongly, and between which states, the conductance of a cell fluctuates.
 
     Attributes:
-        intensity: factor k on the amplitude, ≥ 0, at low conductance too: below 1/x_sat it leaves weights readable
-            for nothing. Another device at equal saturation has another floor and corner, as weak and strong in
-            `devices.presets`.
+        intensity: factor k on the amplitude, ≥ 0, at low conductance too: where k·(b + x_sat) is below the largest
+            amplitude, weights stay readable for nothing. Another device at equal saturation has another floor and
+            corner, as weak and strong in `devices.presets`.
         floor: relative amplitude b of a cell of high conductance (He et al., DAC 2019: 0.0015).
         saturation: relative amplitude x_sat of a cell of low conductance, 0..1. Ielmini 2010 shows that it
             saturates; where is our assumption, and 1 the one that leaves no weight readable for nothing.

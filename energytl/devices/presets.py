@@ -8,7 +8,7 @@ from energytl.devices.pulsed import ExponentialStep, SoftBounds, SoftBoundsRefer
 
 
 def weak(correlation: float = 0.0) -> Fluctuation:
-    """Half the normal ΔG, except where both saturate (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
+    """Half the normal ΔG, well above 0.17 µS (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
     return _normal_times(0.5, correlation)
 
 
@@ -18,12 +18,12 @@ def normal(correlation: float = 0.0) -> Fluctuation:
 
 
 def strong(correlation: float = 0.0) -> Fluctuation:
-    """Twice the normal ΔG, except where both saturate (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
+    """Twice the normal ΔG, well above 0.17 µS (the factor is our assumption: Wang 2021, fig. 10 gives none)."""
     return _normal_times(2.0, correlation)
 
 
 def _normal_times(factor: float, correlation: float) -> Fluctuation:
-    """ΔG that many times the normal one, saturating where that does, so that no weight is read for nothing."""
+    """ΔG that many times the normal one above the corner; all saturate so that no weight is read for nothing."""
     own = normal(correlation)
     return replace(own, floor=factor * own.floor, corner_siemens=factor * own.corner_siemens)
 

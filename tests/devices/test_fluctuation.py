@@ -119,10 +119,10 @@ def test_amplitude_has_the_slope_of_its_finite_differences():
 
 
 def test_weak_normal_and_strong_differ_by_a_factor_of_two_where_none_saturates():
-    siemens = torch.logspace(-3, -2, 10, dtype=torch.float64)
+    siemens = torch.logspace(-5, -4, 10, dtype=torch.float64)  # up to the default cell's largest conductance
     weak, normal, strong = (relative_amplitude(siemens, make()) for make in KINDS)
-    torch.testing.assert_close(2 * weak, normal, rtol=1e-4, atol=0)
-    torch.testing.assert_close(2 * normal, strong, rtol=1e-4, atol=0)
+    torch.testing.assert_close(2 * weak, normal, rtol=0.02, atol=0)  # 1/(1 + G/G0) is not quite G0/G
+    torch.testing.assert_close(2 * normal, strong, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("make", KINDS)
