@@ -25,7 +25,6 @@ class TrainedRanges(nn.Module):
 
     def __init__(self, layers: list[AnalogLayer], *, inputs: bool = True, weights: bool = False) -> None:
         super().__init__()
-
         self.log_input_factors, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
         self._factors, self._hooks = [], []
         for layer in layers:
