@@ -163,8 +163,7 @@ class Points:
         self.analog.load_state_dict(best.trained.state)
         own_best = best.curve.least(best.curve.rising[-1] - OWN_BEST)
         assert own_best is not None
-        best.scale.set(own_best)
-        return {"drop": drop, "reached": False} | self._scaled(best, own_best, self._reads(2))
+        return {"drop": drop, "reached": False} | self._scaled(best, own_best)
 
     def _cheapest(self, own: Result, others: list[Result]) -> Result:
         """The point of a drop, or one of another drop that is accurate enough for less energy."""
@@ -199,16 +198,17 @@ class Points:
         chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
         candidate, log_factor = candidates[chosen], factors[chosen]
         self.analog.load_state_dict(candidate.trained.state)
-        candidate.scale.set(log_factor)
-        return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor, self._reads(2))
+        return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor)
 
     def _reads(self, stream: int) -> Tensor:
         first = self.evaluation.first_read
         draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
         return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
 
-    def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor) -> Result:
-        candidate.scale.set(log_factor)  # the search may have ended at another
+    def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor | None = None) -> Result:
+        """The network at a factor, with the reads that confirmed it there, or new ones."""
+        candidate.scale.set(log_factor)  # a search may have ended at another
+        reads = self._reads(2) if reads is None else reads
         return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
 
     def _result(self, trained: Trained, reads: Tensor) -> Result:
