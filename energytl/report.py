@@ -36,7 +36,7 @@ CAPTIONS = {
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:92rem;padding:0 1rem;color:#222}
 p,ul,figure,img{max-width:min(100%,72rem)}
-table{border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
+table{margin:1rem 0;border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}figure{margin:2rem 0}figcaption{color:#555}"""
 
