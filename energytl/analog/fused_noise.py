@@ -25,7 +25,7 @@ def add_normal_(
 ) -> Tensor:
     """Make the mean the outcome mean + ε·√(scale·variance + floor), ε standard normal; any shape, float32 on the CPU.
 
-    What is returned is the variance's memory (bfloat16): if wanted, it holds the outcome's slope to the root's
+    What is returned is the variance's memory: if wanted, it holds the outcome's slope to the root's
     argument, ε/(2·√…). Where torch cannot compile, ε are the numbers of `normal_like`.
     """
     if variance.stride() != mean.stride():

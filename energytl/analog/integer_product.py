@@ -1,8 +1,9 @@
 """Convolutions of small integers, exact and fast: what rounded weights and inputs multiply to.
 
 Integers of at most 8 bits are multiplied and summed as integers (uint8 × int8 → int32, oneDNN), in a quarter of the
-time that float32 takes on processors with instructions for it (VNNI, AMX). torch reaches that kernel only by
-operators of its own, so it is tried once against the float product, and not used where the two differ.
+time that float32 takes on processors with instructions for it (VNNI, AMX), in half of it on others that sum pairs of
+products in 16 bits (AVX2), if pairs fit. torch reaches that kernel only by operators of its own, so it is tried once
+for each pair of widths against the float product, and not used where the two differ.
 """
 
 from functools import cache
@@ -52,22 +53,22 @@ def integer_conv2d(
 
 
 @cache
-def integers_are_exact() -> bool:
-    """Whether this processor has instructions for integer products, and this torch the kernel, without error.
+def integers_are_exact(inputs: int, weights: int) -> bool:
+    """Whether this processor multiplies integers up to these magnitudes fast, and this torch without error.
 
-    Tried on sums of the largest integers, which older instructions (AVX2's 16-bit sums) cut off.
+    Tried on sums of the largest ones, which 16-bit sums of pairs may cut off.
     """
-    if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
+    if max(inputs, weights) > LARGEST or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randint(2 * LARGEST + 1, (2, 64, 5, 5), generator=generator)
-    inputs[0] = 2 * LARGEST
-    weight = torch.randint(-LARGEST, LARGEST + 1, (16, 64, 3, 3), generator=generator)
-    weight[0], weight[1] = LARGEST, -LARGEST
-    codes = inputs.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    expected = F.conv2d((inputs - LARGEST).double(), weight.double(), None, 1, 1)
+    x = torch.randint(2 * inputs + 1, (2, 64, 5, 5), generator=generator)
+    x[0] = 2 * inputs
+    weight = torch.randint(-weights, weights + 1, (16, 64, 3, 3), generator=generator)
+    weight[0], weight[1] = weights, -weights
+    codes = x.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    expected = F.conv2d((x - inputs).double(), weight.double(), None, 1, 1)
     try:
-        found = integer_conv2d(codes, LARGEST, weight.to(torch.int8), 1.0, None, (1, 1), (1, 1), (1, 1), 1)
+        found = integer_conv2d(codes, inputs, weight.to(torch.int8), 1.0, None, (1, 1), (1, 1), (1, 1), 1)
     except Exception:  # another torch may lack the operator, or take other arguments
         return False
     return bool(torch.equal(found.double(), expected))

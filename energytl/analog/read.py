@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from energytl.analog.fused import elementwise
 from energytl.analog.fused_noise import add_normal_
-from energytl.analog.integer_product import LARGEST, integers_are_exact
+from energytl.analog.integer_product import integers_are_exact
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import (
@@ -282,8 +282,8 @@ class Moments(Computation):
     positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too: a
     third product, and weights for each image in memory.
 
-    On processors with instructions for it, large float32 inputs are multiplied as integers where inputs and weights
-    are small ones, which is exact; squares and gradients as bfloat16. That moves an output's standard deviation by
+    On the CPU, large float32 inputs are multiplied as integers where inputs and weights are small ones, which is exact;
+    squares and gradients as bfloat16 where the processor is faster at it. That moves an output's standard deviation by
     0.2 % or so, and gradients by less than 1 % of their norm.
     """
 
@@ -445,18 +445,19 @@ LARGE = 2**18
 
 
 @cache
-def _bfloat16_is_native() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _compact() -> torch.dtype:
+    """What variances and gradients of large reads are multiplied in: bfloat16 if this processor has products of it."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def _is_large(x: Tensor) -> bool:
     """Whether inputs are read the fast way."""
-    return x.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32 and _bfloat16_is_native()
+    return x.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 class _LargeReadMoments(torch.autograd.Function):
-    """`_ReadMoments` of large float32 inputs on the CPU: in bytes and bfloat16, with fused kernels.
+    """`_ReadMoments` of large float32 inputs on the CPU: in bytes and what is compact, with fused kernels.
 
     Units: inputs are the integers n, so the mean is step·Σ w·n and the variance step²·Σ s·v(n).
     """
@@ -487,10 +488,10 @@ class _LargeReadMoments(torch.autograd.Function):
         step = _step(array)
         integers, variance = _rounded(_gradient_factors, x, array, ctx.held)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
-        by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad))
-        mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.bfloat16(), wants_x, wants_weight)
+        by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad), _compact())
+        mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.to(_compact()), wants_x, wants_weight)
         variance_x, grad_squares = array.multiply_backward(
-            by_variance, variance, squares.bfloat16(), wants_x, wants_squares
+            by_variance, variance, squares.to(_compact()), wants_x, wants_squares
         )
         grad_x = None
         if mean_x is not None and variance_x is not None:
@@ -509,10 +510,10 @@ def _step(array: Array) -> float:
 
 
 def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slope: bool) -> tuple[Tensor, Tensor]:
-    """Outcome of the read and, if wanted, its slope to the variance in units of step² (bfloat16)."""
+    """Outcome of the read and, if wanted, its slope to the variance in units of step² (compact)."""
     step = _step(array)
     levels = array.integer_levels
-    if levels is not None and max(levels, array.inputs.levels) <= LARGEST and integers_are_exact():
+    if levels is not None and integers_are_exact(array.inputs.levels, levels):
         integers, variance = _rounded(_bytes_and_variance, x, array, held)
         unit = array.full_range / levels
         weight = (array.weight / unit).round_().to(torch.int8)
@@ -520,49 +521,68 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
     else:
         quantised, variance = _rounded(_values_and_variance, x, array, held)
         mean = array.multiply(quantised, array.weight, array.bias)
-    variance = array.multiply(variance, squares.bfloat16(), None)
+    variance = array.multiply(variance, squares.to(_compact()), None)
     floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
     slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
     return mean, slope
 
 
 def _rounded(function: Callable[..., tuple[Tensor, ...]], x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
-    """Rounded inputs as the function wants them, and the variance v(n) they carry (bfloat16); of x's shape."""
+    """Rounded inputs as the function wants them, and the variance v(n) they carry (compact); of x's shape."""
     correlation = array.fluctuation.correlation
-    rounded, variance = elementwise(function, (x,), array.input_range, array.scheme, array.inputs, correlation, held)
+    scheme, inputs = array.scheme, array.inputs
+    rounded, variance = elementwise(function, (x,), array.input_range, scheme, inputs, correlation, held, _compact())
     return rounded, variance
 
 
 def _bytes_and_variance(
-    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+    x: Tensor,
+    full_range: float,
+    scheme: ReadScheme,
+    inputs: InputFormat,
+    correlation: float,
+    held: bool,
+    compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Inputs as bytes n + levels."""
     integers = round_to_integers(x, full_range, inputs.levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return (integers + inputs.levels).to(torch.uint8), variance.bfloat16()
+    return (integers + inputs.levels).to(torch.uint8), variance.to(compact)
 
 
 def _values_and_variance(
-    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+    x: Tensor,
+    full_range: float,
+    scheme: ReadScheme,
+    inputs: InputFormat,
+    correlation: float,
+    held: bool,
+    compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Inputs as float32 step·n."""
     integers = round_to_integers(x, full_range, inputs.levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return integers * (full_range / inputs.levels), variance.bfloat16()
+    return integers * (full_range / inputs.levels), variance.to(compact)
 
 
 def _gradient_factors(
-    x: Tensor, full_range: float, scheme: ReadScheme, inputs: InputFormat, correlation: float, held: bool
+    x: Tensor,
+    full_range: float,
+    scheme: ReadScheme,
+    inputs: InputFormat,
+    correlation: float,
+    held: bool,
+    compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Inputs as bfloat16 n."""
+    """Inputs as compact n."""
     integers = round_to_integers(x, full_range, inputs.levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return integers.bfloat16(), variance.bfloat16()
+    return integers.to(compact), variance.to(compact)
 
 
-def _gradients_of_products(slope: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to the variance and to the mean, bfloat16."""
-    return (slope * grad).bfloat16(), grad.bfloat16()
+def _gradients_of_products(slope: Tensor, grad: Tensor, compact: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gradients to the variance and to the mean, compact."""
+    return (slope * grad).to(compact), grad.to(compact)
 
 
 def _gradient_of_input(
