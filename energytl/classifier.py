@@ -164,7 +164,7 @@ class Classifier(LightningModule):
         if rho:
             groups.append({"params": rho, "lr": self.objective.rho_lr, "weight_decay": 0.0})
         if self.ranges is not None:
-            inputs, weights = [*self.ranges.log_input_factors], [*self.ranges.log_weight_factors]
+            inputs, weights = [*self.ranges.log_input_ranges], [*self.ranges.log_weight_factors]
             rated = (inputs, self.objective.range_lr), (weights, self.objective.weight_range_lr)
             groups += [{"params": logs, "lr": rate, "weight_decay": 0.0} for logs, rate in rated if logs]
         optimizer = self.make_optimizer(groups)

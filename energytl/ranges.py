@@ -5,17 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
+from energytl.analog.fused import flat
 from energytl.analog.layers import AnalogConv2d, AnalogLayer
 
 
 class TrainedRanges(nn.Module):
-    """Trainable factors on the ranges of each analog layer, of its inputs or its weights, while training lasts.
+    """Trainable ranges of each analog layer, of its inputs or its weights, while training lasts.
 
-    A layer of input range r reads f_r; f_{s·r}(x) = s·f_r(x/s), so dividing its inputs and multiplying its outputs by s
-    is a range of s·r, with the straight-through gradients of rounding, cutting (Esser 2020, LSQ) and energy: a wider
-    range sends fewer pulses, a tighter one rounds finer. Likewise for its weights, whose wider range takes less
-    conductance, and fluctuates more.
+    A layer of input range r reads f_r; f_{s·r}(x) = s·f_r(x/s). So the gradient to log r is that of log s at s = 1,
+    gradients through rounding, cutting (Esser 2020, LSQ) and energy included: a wider range sends fewer pulses, a
+    tighter one rounds finer. Likewise for its weights, whose wider range takes less conductance, and fluctuates more.
 
     Args:
         layers: the network's analog layers, calibrated.
@@ -25,51 +26,105 @@ class TrainedRanges(nn.Module):
 
     def __init__(self, layers: list[AnalogLayer], *, inputs: bool = True, weights: bool = False) -> None:
         super().__init__()
-        self.log_input_factors, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
-        self._factors, self._hooks = [], []
+        self.log_input_ranges, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
+        self._ranges, self._hooks = [], []
         for layer in layers:
-            zero = torch.zeros((), device=layer.weight.device)
-            log_input = nn.Parameter(zero) if inputs else None
-            log_weight = nn.Parameter(zero.clone()) if weights and layer.weight.requires_grad else None
-            if log_input is not None:
-                self.log_input_factors.append(log_input)
-            if log_weight is not None:
+            log_input = log_weight = None
+            if inputs:
+                if layer.input_range is None:
+                    raise ValueError("a range of inputs trains from a calibrated one: calibrate the network first")
+                log_input = nn.Parameter(layer.weight.new_tensor(layer.input_range).log())
+                self.log_input_ranges.append(log_input)
+            if weights and layer.weight.requires_grad:
+                log_weight = nn.Parameter(layer.weight.new_zeros(()))
                 self.log_weight_factors.append(log_weight)
                 layer.weight_factor = partial(torch.exp, log_weight)
             if log_input is not None or log_weight is not None:
-                factors = _Factors(layer, log_input, log_weight)
-                self._factors.append(factors)
-                self._hooks.append(layer.register_forward_pre_hook(factors.before, prepend=True))
-                self._hooks.append(layer.register_forward_hook(factors.after, prepend=True))
+                ranges = _Ranges(layer, log_input, log_weight)
+                self._ranges.append(ranges)
+                self._hooks.append(layer.register_forward_pre_hook(ranges.before, prepend=True))
+                self._hooks.append(layer.register_forward_hook(ranges.after, prepend=True))
 
     def settle(self) -> None:
         """Leave the trained ranges to the layers, and the layers alone."""
-        for factors in self._factors:
-            layer = factors.layer
-            if factors.log_input is not None:
-                assert layer.input_range is not None
-                layer.input_range *= float(factors.log_input.detach().exp())
-            if factors.log_weight is not None:
-                layer.weight_factor = None
-                layer.widen(float(factors.log_weight.detach().exp()))
+        for ranges in self._ranges:
+            ranges.set_input_range()
+            if ranges.log_weight is not None:
+                ranges.layer.weight_factor = None
+                ranges.layer.widen(float(ranges.log_weight.detach().exp()))
         for hook in self._hooks:
             hook.remove()
 
 
-class _Factors:
-    """The factors of one layer, as its hooks apply them."""
+class _Ranges:
+    """The ranges of one layer, as its hooks apply them."""
 
     def __init__(self, layer: AnalogLayer, log_input: Tensor | None, log_weight: Tensor | None) -> None:
         self.layer, self.log_input, self.log_weight = layer, log_input, log_weight
 
+    def set_input_range(self) -> None:
+        """Give the layer the trained range of its inputs."""
+        if self.log_input is not None:
+            self.layer.input_range = float(self.log_input.detach().exp())
+
     def before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
-        """Divide its inputs; the layer itself divides the weights that it stores."""
-        return None if self.log_input is None else (inputs[0] / self.log_input.exp(),)
+        """Set the range; the layer itself divides the weights that it stores by their factor."""
+        self.set_input_range()
+        return None if self.log_input is None else (_Inputs.apply(inputs[0], self.log_input),)
 
     def after(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        """Multiply its outputs, but for the bias."""
-        factor = torch.stack([log for log in (self.log_input, self.log_weight) if log is not None]).sum().exp()
-        if self.layer.bias is None:
-            return outputs * factor
-        bias = self.layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else self.layer.bias
-        return (outputs - bias) * factor + bias
+        """Multiply the outputs, but for the bias, by the factor on the weights."""
+        if self.log_weight is not None:
+            factor, bias = self.log_weight.exp(), self.layer.bias
+            if bias is None:
+                outputs = outputs * factor
+            else:
+                bias = bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else bias
+                outputs = (outputs - bias) * factor + bias
+        if self.log_input is not None:
+            outputs = _Outputs.apply(outputs, self.log_input, self.layer)
+        return outputs
+
+
+class _Inputs(Function):
+    """x = s·(x/s), as far as gradients to x/s tell: −Σ x·grad to log s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_range: Tensor) -> Tensor:  # noqa: ANN401
+        """Pass x on."""
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Gradients to x and to the log of the range."""
+        (x,) = ctx.saved_tensors
+        return grad, -_inner(x, grad)
+
+
+class _Outputs(Function):
+    """y = s·(y/s), but for the bias: Σ (y − bias)·grad to log s."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, log_range: Tensor, layer: AnalogLayer) -> Tensor:  # noqa: ANN401
+        """Pass y on as a copy: what works in place may follow."""
+        ctx.save_for_backward(y, layer.bias)
+        ctx.layer = layer
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+        """Gradients to y and to the log of the range."""
+        y, bias = ctx.saved_tensors
+        slope = _inner(y, grad)
+        if bias is not None:
+            batch = grad if grad.dim() > ctx.layer.image_dims else grad.unsqueeze(0)
+            slope = slope - _inner(bias, ctx.layer.bias_gradient(batch))
+        return grad, slope, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a·b of two tensors of one shape, a scalar; in one pass over memory where they lie alike."""
+    if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
+        return torch.dot(flat(a), flat(b))
+    return (a * b).sum()

@@ -30,8 +30,8 @@ def images():
 
 def set_factors(ranges, factor):
     with torch.no_grad():
-        for log_factor in ranges.parameters():
-            log_factor.fill_(math.log(factor))
+        for log_range in ranges.parameters():
+            log_range.add_(math.log(factor))
 
 
 BOTH = {"inputs": True, "weights": True}
@@ -54,6 +54,35 @@ def test_a_factor_is_a_range_of_so_many_times_the_layers_and_settles_as_one(netw
     for layer, stored in zip(layers, held, strict=True):
         torch.testing.assert_close(layer.stored_weight.detach(), stored)
     torch.testing.assert_close(network(images()), seen)
+
+
+def test_the_gradient_to_a_range_is_that_of_a_factor_on_inputs_and_outputs(network):
+    network.double()
+    layers = list(analog_layers(network).values())
+    for layer in layers:
+        x = torch.rand(4, *((2, 6, 6) if layer is layers[0] else (4, 4, 4) if layer is layers[1] else (16,))).double()
+        log_factor = torch.zeros((), dtype=torch.double, requires_grad=True)
+        bias = layer.bias.view(-1, *[1] * (x.dim() - 2))
+        outputs = (layer(x / log_factor.exp()) - bias) * log_factor.exp() + bias
+        target = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2)).double()
+        (expected,) = torch.autograd.grad((outputs * target).sum(), log_factor)
+        ranges = TrainedRanges([layer])
+        (found,) = torch.autograd.grad((layer(x) * target).sum(), list(ranges.parameters()))
+        ranges.settle()
+        torch.testing.assert_close(found, expected)
+
+
+def test_ranges_do_not_train_before_they_are_calibrated():
+    layer = convert(nn.Linear(2, 2), seed=0)
+    with pytest.raises(ValueError, match="calibrate the network first"):
+        TrainedRanges([layer])
+
+
+def test_what_follows_a_layer_may_work_in_place(network):
+    network[1].inplace = True
+    ranges = TrainedRanges(list(analog_layers(network).values()))
+    network(images()).sum().backward()
+    assert all(log_range.grad.isfinite() for log_range in ranges.parameters())
 
 
 def test_a_factor_on_the_weights_widens_the_range_of_every_column(network):
@@ -91,7 +120,7 @@ def test_weights_that_do_not_train_keep_their_range(network):
     first, *others = analog_layers(network).values()
     first.weight.requires_grad_(False)
     ranges = TrainedRanges([first, *others], **BOTH)
-    assert (len(ranges.log_input_factors), len(ranges.log_weight_factors)) == (3, 2)
+    assert (len(ranges.log_input_ranges), len(ranges.log_weight_factors)) == (3, 2)
     held = first.stored_weight
     set_factors(ranges, 1.3)
     network(images())
@@ -121,7 +150,7 @@ def test_a_network_in_training_is_saved_and_goes_on_with_its_ranges(network):
     seen = module(images())
     state = copy.deepcopy(module.state_dict())
     weight_ranges = [layer.weight_range for layer in layers]
-    set_factors(module.ranges, 0.7)
+    set_factors(module.ranges, 0.5)
     module.load_state_dict(state)
     assert [layer.weight_range for layer in layers] == weight_ranges
     torch.testing.assert_close(module(images()), seen)
@@ -131,7 +160,7 @@ def test_a_wider_range_sends_fewer_pulses_and_the_energy_says_so(network):
     layers = list(analog_layers(network).values())
     ranges = TrainedRanges(layers)
     energies = []
-    for factor in (1.0, 2.0):
+    for factor in (1.0, 2.0):  # twice as wide the second time
         set_factors(ranges, factor)
         with counting_pulses(layers, 8) as counted:
             network(images())
@@ -150,12 +179,14 @@ def test_training_moves_the_ranges_at_their_own_rate_without_weight_decay(networ
         objective=Objective(range_lr=0.7, weight_range_lr=0.3),
     )
     module.log = lambda *args, **kwargs: None
+    before = [float(log_range.detach()) for log_range in module.ranges.parameters()]
     optimizer = module.configure_optimizers()
     rates = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups[-2:]]
     assert rates == [(0.7, 0.0, 3), (0.3, 0.0, 3)]
     module.training_step((images(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])), 0).backward()
     optimizer.step()
-    assert all(float(log_factor.detach()) != 0 for log_factor in module.ranges.parameters())
+    moved = zip(before, module.ranges.parameters(), strict=True)
+    assert all(float(log_range.detach()) != start for start, log_range in moved)
 
 
 def test_without_a_rate_nothing_is_hooked(network):
