@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from energytl.analog.convert import convert
+from energytl.analog.convert import analog_layers, convert
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.classifier import Classifier
@@ -267,6 +267,8 @@ def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
 
 def _refuse_optimizer(analog: nn.Module, settings: Fit, objective: Objective) -> None:
     """Refuse, before anything trains, what an optimizer does where it is made."""
+    for layer in analog_layers(analog).values():
+        layer.input_range = 1.0  # any: nothing is calibrated yet
     Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog).configure_optimizers()
 
 
