@@ -197,48 +197,66 @@ def refine(
 
 
 def confirm(
-    curve: Curve, log_factor: float, target: float, reads_at: Callable[[float, int], Tensor]
+    curve: Curve, log_factor: float, target: float, reads_at: Callable[[float, int, Tensor | None], Tensor]
 ) -> tuple[float, Tensor] | None:
     """The least factor at which independent reads are accurate enough: their lower quartile reaches the target.
 
-    It is raised until they are, or lowered while they are by more than SPARE; then searched by halves between the
-    last factor that was too small and the least that was not, until these are no more than APART. Every attempt has
-    reads of its own; that the best of several attempts may have been lucky is not corrected.
+    It is raised until a few reads are, or lowered while these are by more than SPARE; then searched by halves between
+    the last factor that was too small and the least that was not, until these are no more than APART. All reads have
+    the last word: where they refute what the few said, the search goes on above. Every attempt has reads of its own;
+    that the best of several attempts may have been lucky is not corrected.
 
     Args:
         curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by
             twice as much each time; its ends are the ends.
         log_factor: to begin with.
         target: accuracy.
-        reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right.
+        reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right; of a few
+            reads, or, given these, of all.
 
     Returns:
         The factor and the reads that confirmed it, or None if even the highest is not confirmed.
     """
     lowest, highest = curve.log_factors[0], curve.log_factors[-1]
-    too_small, confirmed = -math.inf, None
+    too_small, raised = -math.inf, 0
+    promising: list[tuple[float, int, Tensor]] = []  # from the largest factor down
     for attempt in count():
-        reads = reads_at(log_factor, attempt)
-        lower_quartile, median, _ = quartiles(top_accuracies(reads))
-        if lower_quartile < target:
+        reads = reads_at(log_factor, attempt, None)
+        if _lower_quartile(reads) >= target:
+            promising.append((log_factor, attempt, reads))
+        else:
             too_small = log_factor
+        while promising and _is_least(promising[-1], too_small, lowest, target):
+            log_factor, number, few = promising.pop()
+            reads = reads_at(log_factor, number, few)
+            if _lower_quartile(reads) >= target:
+                return log_factor, reads
+            too_small = log_factor
+        if promising:
+            found, _, _ = promising[-1]
+            halfway, lower = (too_small + found) / 2, max(lowest, found - STEP * 2**attempt)
+            log_factor = halfway if too_small > -math.inf else lower
+        elif log_factor >= highest:
+            break
         else:
-            confirmed = log_factor, reads
-        if confirmed is None:
-            if log_factor >= highest:
-                break
+            median = quartiles(top_accuracies(reads))[1]
             wanted = curve.least(curve.at(log_factor) + max(0.0, target + MARGIN - median))
-            least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**attempt)
+            least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**raised)
             log_factor = min(most, max(least, highest if wanted is None else wanted))
-        elif too_small > -math.inf:
-            if confirmed[0] - too_small <= APART:
-                break
-            log_factor = (too_small + confirmed[0]) / 2
-        else:
-            if median - target <= SPARE or log_factor <= lowest:
-                break
-            log_factor = max(lowest, log_factor - STEP * 2**attempt)
-    return confirmed
+            raised += 1
+    return None
+
+
+def _is_least(attempt: tuple[float, int, Tensor], too_small: float, lowest: float, target: float) -> bool:
+    """Whether a smaller factor than that of this attempt, which is large enough, is not worth a search."""
+    log_factor, _, reads = attempt
+    if too_small > -math.inf:
+        return log_factor - too_small <= APART
+    return log_factor <= lowest or quartiles(top_accuracies(reads))[1] - target <= SPARE
+
+
+def _lower_quartile(reads: Tensor) -> float:
+    return quartiles(top_accuracies(reads))[0]
 
 
 def refuting_reads(reads: int) -> int:

@@ -174,19 +174,19 @@ class Points:
             return own
         return min(enough, key=lambda point: point["energy_paper"]) | {"drop": own["drop"], "reached": True}
 
-    def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int], Tensor]:
+    def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int, Tensor | None], Tensor]:
         error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images differ by much less
 
-        def reads_at(log_factor: float, attempt: int) -> Tensor:
-            """All reads, or the first of them where these say that the target is missed."""
+        def reads_at(log_factor: float, attempt: int, few: Tensor | None) -> Tensor:
+            """As many reads as can refute a factor, or one if this misses the target by far; given them, all."""
             scale.set(log_factor)
             seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
             draws = read_draws(self.analog, self.evaluation.reads, seed)
-            found = torch.empty(0, len(self.digital), dtype=torch.long)
-            for upto, hopeless in ((1, target - error), (refuting_reads(len(draws)), target), (len(draws), target)):
+            found = torch.empty(0, len(self.digital), dtype=torch.long) if few is None else few
+            for upto in (1, refuting_reads(len(draws))) if few is None else (len(draws),):
                 if more := draws[len(found) : upto]:
                     found = torch.cat([found, ranks(self.analog, self.test, more, f"{label}, confirming")])
-                if max(top_accuracies(found)) < hopeless:
+                if max(top_accuracies(found)) < target - error:
                     break
             return found
 

@@ -232,25 +232,25 @@ def reads_of(rights):
 def test_a_factor_is_raised_until_independent_reads_confirm_it():
     calls = []
 
-    def reads_at(x, attempt):
-        calls.append((x, attempt))
+    def reads_at(x, attempt, few):
+        calls.append((x, attempt, few is not None))
         return reads_of(50 + 100 * x)
 
     hopeful = Curve((0.0, 9.0), (0.5, 9.5))  # says that the slope is one, and it is
     factor, reads = confirm(hopeful, 0.0, target=0.7, reads_at=reads_at)
     assert factor == pytest.approx(0.2 + MARGIN)
     assert (reads == 0).double().mean() == pytest.approx(0.71)
-    assert [attempt for _, attempt in calls] == [0, 1]
+    assert [call[1:] for call in calls] == [(0, False), (1, False), (1, True)]
     steep = Curve((0.0, 9.0), (0.5, 90.5))  # a tenth of the way would do, it says; the least step is made
     calls.clear()
     confirm(steep, 0.0, target=0.6, reads_at=reads_at)
-    assert [x for x, _ in calls] == pytest.approx([0.0, PRECISION, 2 * PRECISION])
+    assert [x for x, *_ in calls] == pytest.approx([0.0, PRECISION, 2 * PRECISION, 2 * PRECISION])
 
 
 def test_where_the_curve_says_nothing_the_steps_of_a_confirmation_double():
     tried = []
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
-    assert confirm(flat, 0.0, 0.7, lambda x, _: (tried.append(x), reads_of(60))[1]) is None
+    assert confirm(flat, 0.0, 0.7, lambda x, *_: (tried.append(x), reads_of(60))[1]) is None
     assert tried == pytest.approx([0.0, STEP, 3 * STEP, 7 * STEP, 15 * STEP, 20 * STEP])
 
 
@@ -260,9 +260,12 @@ def test_a_confirmed_factor_is_no_further_than_apart_above_the_least_wherever_th
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
     tried = []
 
-    def reads_at(x, attempt):
-        assert attempt == len(tried)  # each attempt has reads of its own
-        tried.append(x)
+    def reads_at(x, attempt, few):
+        if few is None:
+            assert attempt == len(tried)  # each attempt has reads of its own
+            tried.append(x)
+        else:
+            assert x == tried[attempt]
         return reads_of(80 if x >= foot else 60)
 
     factor, reads = confirm(flat, start, 0.7, reads_at)
@@ -274,15 +277,33 @@ def test_a_confirmed_factor_is_no_further_than_apart_above_the_least_wherever_th
 def test_a_search_that_finds_nothing_too_small_ends_at_the_lowest_factor():
     tried = []
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
-    factor, _ = confirm(flat, 5 * STEP, 0.7, lambda x, _: (tried.append(x), reads_of(80))[1])
+    factor, _ = confirm(flat, 5 * STEP, 0.7, lambda x, *_: (tried.append(x), reads_of(80))[1])
     assert factor == 0.0
-    assert tried == pytest.approx([5 * STEP, 4 * STEP, 2 * STEP, 0.0])
+    assert tried == pytest.approx([5 * STEP, 4 * STEP, 2 * STEP, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("foot", [2.2 * STEP, 3.7 * STEP, 4.1 * STEP, 9.0 * STEP])
+@pytest.mark.parametrize("start", [STEP, 5 * STEP, 15 * STEP])
+def test_all_reads_have_the_last_word(start, foot):
+    """Few reads are too hopeful by up to two steps: what they promise is searched on above."""
+    flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
+    complete = []
+
+    def reads_at(x, attempt, few):
+        if few is not None:
+            complete.append(x)
+        return reads_of(80 if x >= (foot - 2 * STEP if few is None else foot) else 60)
+
+    factor, _ = confirm(flat, start, 0.7, reads_at)
+    assert foot <= factor <= foot + APART
+    assert complete == sorted(complete)
+    assert complete[-1] == factor
 
 
 def test_the_highest_factor_is_the_last_to_be_confirmed():
     tried = []
 
-    def reads_at(x, _):
+    def reads_at(x, *_):
         tried.append(x)
         return reads_of(60)
 
@@ -293,7 +314,7 @@ def test_the_highest_factor_is_the_last_to_be_confirmed():
 def test_the_lower_quartile_of_the_reads_decides():
     reads = torch.stack([(torch.arange(100) >= rights).long() for rights in (60, 70, 80, 90, 100)])
     curve = Curve((0.0, 1.0), (0.5, 0.8))
-    factor, confirmed = confirm(curve, 0.0, 0.7, lambda x, _: reads)
+    factor, confirmed = confirm(curve, 0.0, 0.7, lambda *_: reads)
     assert factor == 0.0
     assert torch.equal(confirmed, reads)
-    assert confirm(curve, 1.0, 0.71, lambda x, _: reads) is None
+    assert confirm(curve, 1.0, 0.71, lambda *_: reads) is None
