@@ -29,7 +29,8 @@ class TrainedRanges(nn.Module):
         self.log_input_ranges, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
         self._ranges, self._hooks = [], []
         for layer in layers:
-            log_input = log_weight = None
+            log_input: nn.Parameter | None = None
+            log_weight: nn.Parameter | None = None
             if inputs:
                 if layer.input_range is None:
                     raise ValueError("a range of inputs trains from a calibrated one: calibrate the network first")
@@ -75,11 +76,11 @@ class _Ranges:
     def after(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         """Multiply the outputs, but for the bias, by the factor on the weights."""
         if self.log_weight is not None:
-            factor, bias = self.log_weight.exp(), self.layer.bias
-            if bias is None:
+            factor = self.log_weight.exp()
+            if self.layer.bias is None:
                 outputs = outputs * factor
             else:
-                bias = bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else bias
+                bias = self.layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else self.layer.bias
                 outputs = (outputs - bias) * factor + bias
         if self.log_input is not None:
             outputs = _Outputs.apply(outputs, self.log_input, self.layer)

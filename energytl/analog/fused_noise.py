@@ -13,10 +13,6 @@ from torch import Tensor
 from energytl.analog.fused import flat, fused
 from energytl.analog.noise import normal_like
 
-_NUMERATOR = (700.4821167, -2510.141113, 3296.368408, 551.3739014, 6.922539234)
-_DENOMINATOR = (465.7471008, 1056.110352, 108.0098038, 1.0)
-"""Coefficients of s³ and so on in z = t·P(s)/Q(s), t = 2p − 1, s = (1 − t²)^¼: a minimax fit of 2⁻²⁵ ≤ p ≤ 1 − 2⁻²⁵."""
-
 _SHIFTS_AND_FACTORS = ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32))
 
 
@@ -75,14 +71,13 @@ def _shifted(bits: Tensor, shift: int) -> Tensor:
 
 
 def _quantile(bits: Tensor) -> Tensor:
-    """Quantiles of the standard normal distribution at p = (upper 24 bits + ½)/2²⁴; t = 2p − 1 is exact."""
+    """Quantiles of the standard normal distribution at p = (upper 24 bits + ½)/2²⁴; t = 2p − 1 is exact.
+
+    z = t·P(s)/Q(s), s = (1 − t²)^¼: a minimax fit of 2⁻²⁵ ≤ p ≤ 1 − 2⁻²⁵. (Coefficients stand where they are used:
+    torch.compile reads those of a list from memory, for every number anew.)
+    """
     t = ((bits >> 8).float() + 0.5) * 2.0**-23
     s = ((1 - t.abs()) * (1 + t.abs())).sqrt().sqrt()
-    return t * (_polynomial(_NUMERATOR, s) / _polynomial(_DENOMINATOR, s))
-
-
-def _polynomial(coefficients: tuple[float, ...], s: Tensor) -> Tensor:
-    value = s * coefficients[0] + coefficients[1]
-    for coefficient in coefficients[2:]:
-        value = value * s + coefficient
-    return value
+    numerator = (((s * 700.4821167 - 2510.141113) * s + 3296.368408) * s + 551.3739014) * s + 6.922539234
+    denominator = ((s * 465.7471008 + 1056.110352) * s + 108.0098038) * s + 1.0
+    return t * (numerator / denominator)

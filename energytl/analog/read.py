@@ -530,14 +530,16 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
 def _rounded(function: Callable[..., tuple[Tensor, ...]], x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
     """Rounded inputs as the function wants them, and the variance v(n) they carry (compact); of x's shape."""
     correlation = array.fluctuation.correlation
-    scheme, inputs = array.scheme, array.inputs
-    rounded, variance = elementwise(function, (x,), array.input_range, scheme, inputs, correlation, held, _compact())
+    rounding = array.input_range, array.inputs.levels  # 2^bits − 1, not for every number anew
+    read = array.scheme, array.inputs, correlation, held
+    rounded, variance = elementwise(function, (x,), *rounding, *read, _compact())
     return rounded, variance
 
 
 def _bytes_and_variance(
     x: Tensor,
     full_range: float,
+    levels: int,
     scheme: ReadScheme,
     inputs: InputFormat,
     correlation: float,
@@ -545,14 +547,15 @@ def _bytes_and_variance(
     compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Inputs as bytes n + levels."""
-    integers = round_to_integers(x, full_range, inputs.levels)
+    integers = round_to_integers(x, full_range, levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return (integers + inputs.levels).to(torch.uint8), variance.to(compact)
+    return (integers + levels).to(torch.uint8), variance.to(compact)
 
 
 def _values_and_variance(
     x: Tensor,
     full_range: float,
+    levels: int,
     scheme: ReadScheme,
     inputs: InputFormat,
     correlation: float,
@@ -560,14 +563,15 @@ def _values_and_variance(
     compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Inputs as float32 step·n."""
-    integers = round_to_integers(x, full_range, inputs.levels)
+    integers = round_to_integers(x, full_range, levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return integers * (full_range / inputs.levels), variance.to(compact)
+    return integers * (full_range / levels), variance.to(compact)
 
 
 def _gradient_factors(
     x: Tensor,
     full_range: float,
+    levels: int,
     scheme: ReadScheme,
     inputs: InputFormat,
     correlation: float,
@@ -575,7 +579,7 @@ def _gradient_factors(
     compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Inputs as compact n."""
-    integers = round_to_integers(x, full_range, inputs.levels)
+    integers = round_to_integers(x, full_range, levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
     return integers.to(compact), variance.to(compact)
 

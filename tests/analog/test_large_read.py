@@ -1,4 +1,4 @@
-"""Large reads on the CPU, in bytes and compact numbers with fused kernels, against the small ones' arithmetic and the law."""
+"""Large reads on the CPU, in bytes and compact numbers with fused kernels, against the small ones and the law."""
 
 import math
 
