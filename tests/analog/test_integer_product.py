@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from energytl.analog import integer_product
 from energytl.analog.integer_product import integer_conv2d, integers_are_exact
 
 CASES = {  # channels, outputs, kernel, stride, padding, dilation, groups, size
@@ -41,3 +42,14 @@ def test_integer_products_are_the_float_ones(case, signed, largest):
     bias = torch.randn(outputs)
     scaled = integer_conv2d(codes, inputs, weight.to(torch.int8), 0.013, bias, *geometry)
     torch.testing.assert_close(scaled, (expected * 0.013 + bias.double().view(-1, 1, 1)).float(), rtol=1e-5, atol=1e-4)
+
+
+def test_integers_wider_than_a_byte_are_not_multiplied_as_bytes():
+    assert not integers_are_exact(128, 15)
+    assert not integers_are_exact(31, 128)
+
+
+@pytest.mark.parametrize("kernel", [lambda x, *_: torch.zeros(2, 16, 5, 5), lambda *_: torch.ops.onednn.gone()])
+def test_a_kernel_that_errs_or_is_gone_is_not_used(kernel, monkeypatch):
+    monkeypatch.setattr(integer_product, "integer_conv2d", kernel)
+    assert not integers_are_exact.__wrapped__(31, 15)
