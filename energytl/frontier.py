@@ -28,8 +28,8 @@ MARGIN = 0.001
 APART = math.log(1.25)
 """In log ρ: a factor that is confirmed is at most so far above one that was too small, if any was."""
 
-SPARE = 0.003
-"""A factor whose accuracy is further above the target is not believed to be the least."""
+PLATEAU = 0.005
+"""What is so near to a curve's highest accuracy may be on its plateau: no confirmation begins above its foot."""
 
 OWN_BEST = 0.002
 """A network that does not reach its target is shown at the least ρ that comes so near to its own best accuracy."""
@@ -174,7 +174,7 @@ def refine(
     highest, top = curve.log_factors[-1], curve.rising[-1]
 
     def least(aim: float) -> float:
-        found = curve.least(min(aim, top - OWN_BEST))
+        found = curve.least(min(aim, top - PLATEAU))
         assert found is not None
         return found
 
@@ -201,10 +201,10 @@ def confirm(
 ) -> tuple[float, Tensor] | None:
     """The least factor at which independent reads are accurate enough: their lower quartile reaches the target.
 
-    It is raised until a few reads are, or lowered while these are by more than SPARE; then searched by halves between
-    the last factor that was too small and the least that was not, until these are no more than APART. All reads have
-    the last word: where they refute what the few said, the search goes on above. Every attempt has reads of its own;
-    that the best of several attempts may have been lucky is not corrected.
+    It is raised until a few reads are, or lowered until they are not, at first by APART, then by twice as much each
+    time; then searched by halves between the last factor that was too small and the least that was not, until these are
+    no more than APART. All reads have the last word: where they refute what the few said, the search goes on above.
+    Every attempt has reads of its own; that the best of several attempts may have been lucky is not corrected.
 
     Args:
         curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by
@@ -218,7 +218,7 @@ def confirm(
         The factor and the reads that confirmed it, or None if even the highest is not confirmed.
     """
     lowest, highest = curve.log_factors[0], curve.log_factors[-1]
-    too_small, raised = -math.inf, 0
+    too_small, raised, lowered = -math.inf, 0, 0
     promising: list[tuple[float, int, Tensor]] = []  # from the largest factor down
     for attempt in count():
         reads = reads_at(log_factor, attempt, None)
@@ -226,7 +226,7 @@ def confirm(
             promising.append((log_factor, attempt, reads))
         else:
             too_small = log_factor
-        while promising and _is_least(promising[-1], too_small, lowest, target):
+        while promising and (promising[-1][0] - too_small <= APART or promising[-1][0] <= lowest):
             log_factor, number, few = promising.pop()
             reads = reads_at(log_factor, number, few)
             if _lower_quartile(reads) >= target:
@@ -234,8 +234,11 @@ def confirm(
             too_small = log_factor
         if promising:
             found, _, _ = promising[-1]
-            halfway, lower = (too_small + found) / 2, max(lowest, found - STEP * 2**attempt)
-            log_factor = halfway if too_small > -math.inf else lower
+            if too_small > -math.inf:
+                log_factor = (too_small + found) / 2
+            else:
+                log_factor = max(lowest, found - APART * 2**lowered)
+                lowered += 1
         elif log_factor >= highest:
             break
         else:
@@ -245,14 +248,6 @@ def confirm(
             log_factor = min(most, max(least, highest if wanted is None else wanted))
             raised += 1
     return None
-
-
-def _is_least(attempt: tuple[float, int, Tensor], too_small: float, lowest: float, target: float) -> bool:
-    """Whether a smaller factor than that of this attempt, which is large enough, is not worth a search."""
-    log_factor, _, reads = attempt
-    if too_small > -math.inf:
-        return log_factor - too_small <= APART
-    return log_factor <= lowest or quartiles(top_accuracies(reads))[1] - target <= SPARE
 
 
 def _lower_quartile(reads: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from energytl import Hardware, Noiseless, analog_layers, configure, convert
 from energytl.cost.estimate import estimate
-from energytl.frontier import APART, MARGIN, OWN_BEST, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
+from energytl.frontier import APART, MARGIN, PLATEAU, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
 
 FULL = 82.0  # µS, the ρ that fills the default cell's window
 
@@ -202,7 +202,7 @@ def test_where_the_curve_is_flat_a_search_ends_at_the_foot_of_the_plateau(target
 
 def test_a_target_within_reach_of_the_highest_factor_is_left_to_the_confirmation():
     line = Curve((0.0, 1.0), (0.5, 0.9))
-    assert refine(line, 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == pytest.approx(line.least(0.9 - OWN_BEST))
+    assert refine(line, 0.9, lambda x: 0.5 + 0.4 * x - MARGIN) == pytest.approx(line.least(0.9 - PLATEAU))
 
 
 def test_a_search_goes_on_with_the_shift_that_an_earlier_one_measured():
@@ -279,7 +279,7 @@ def test_a_search_that_finds_nothing_too_small_ends_at_the_lowest_factor():
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
     factor, _ = confirm(flat, 5 * STEP, 0.7, lambda x, *_: (tried.append(x), reads_of(80))[1])
     assert factor == 0.0
-    assert tried == pytest.approx([5 * STEP, 4 * STEP, 2 * STEP, 0.0, 0.0])
+    assert tried == pytest.approx([max(0.0, 5 * STEP - APART * steps) for steps in (0, 1, 3, 7, 15, 31, 31)])
 
 
 @pytest.mark.parametrize("foot", [2.2 * STEP, 3.7 * STEP, 4.1 * STEP, 9.0 * STEP])
