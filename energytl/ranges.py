@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from energytl.analog.fused import flat
-from energytl.analog.layers import AnalogConv2d, AnalogLayer
+from energytl.analog.fused import flat, is_dense
+from energytl.analog.layers import AnalogLayer
 
 
 class TrainedRanges(nn.Module):
@@ -76,12 +76,12 @@ class _Ranges:
     def after(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         """Multiply the outputs, but for the bias, by the factor on the weights."""
         if self.log_weight is not None:
-            factor = self.log_weight.exp()
-            if self.layer.bias is None:
+            factor, bias = self.log_weight.exp(), self.layer.bias
+            if bias is None:
                 outputs = outputs * factor
             else:
-                bias = self.layer.bias.view(-1, 1, 1) if isinstance(layer, AnalogConv2d) else self.layer.bias
-                outputs = (outputs - bias) * factor + bias
+                offset = self.layer.of_outputs(bias)
+                outputs = (outputs - offset) * factor + offset
         if self.log_input is not None:
             outputs = _Outputs.apply(outputs, self.log_input, self.layer)
         return outputs
@@ -117,15 +117,11 @@ class _Outputs(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
         """Gradients to y and to the log of the range."""
         y, bias = ctx.saved_tensors
-        slope = _inner(y, grad)
-        if bias is not None:
-            batch = grad if grad.dim() > ctx.layer.image_dims else grad.unsqueeze(0)
-            slope = slope - _inner(bias, ctx.layer.bias_gradient(batch))
-        return grad, slope, None
+        return grad, _inner(y if bias is None else y - ctx.layer.of_outputs(bias), grad), None
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Σ a·b of two tensors of one shape, a scalar; in one pass over memory where they lie alike."""
-    if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
+    if a.stride() == b.stride() and is_dense(a):
         return torch.dot(flat(a), flat(b))
     return (a * b).sum()

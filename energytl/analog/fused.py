@@ -50,7 +50,7 @@ def elementwise(
     The function gets the tensors flat, so that one kernel serves all shapes.
     """
     first = tensors[0]
-    if not (first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)):
+    if not is_dense(first):
         first = first.contiguous()
     alike = [first] + [
         tensor if tensor.stride() == first.stride() else torch.empty_like(first, dtype=tensor.dtype).copy_(tensor)
@@ -58,6 +58,11 @@ def elementwise(
     ]
     results = fused(function)(*map(flat, alike), *arguments)
     return tuple(result.as_strided(first.shape, first.stride()) for result in results)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie together in one of torch's usual orders, so that it may be taken flat."""
+    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -178,8 +178,8 @@ class AnalogLayer(nn.Module, ABC):
         with torch.autocast(x.device.type, enabled=False):
             y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
             if self.column_ranges is not None:
-                y = y * self._of_outputs(self.column_ranges)
-                y = y if self.bias is None else y + self._of_outputs(self.bias)
+                y = y * self.of_outputs(self.column_ranges)
+                y = y if self.bias is None else y + self.of_outputs(self.bias)
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
         return y.squeeze(0) if x.dim() == self.image_dims else y
@@ -243,7 +243,7 @@ class AnalogLayer(nn.Module, ABC):
         """Inputs with what `multiply` does not pad itself."""
 
     @abstractmethod
-    def _of_outputs(self, values: Tensor) -> Tensor:
+    def of_outputs(self, values: Tensor) -> Tensor:
         """One number an output in a shape that broadcasts to the outputs."""
 
     @abstractmethod
@@ -346,7 +346,7 @@ class AnalogLinear(AnalogLayer):
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         return x
 
-    def _of_outputs(self, values: Tensor) -> Tensor:
+    def of_outputs(self, values: Tensor) -> Tensor:  # noqa: D102
         return values.flatten()
 
     def count_positions(self, x: Tensor) -> int:  # noqa: D102
@@ -451,7 +451,7 @@ class AnalogConv2d(AnalogLayer):
         ]
         return sizes[0], sizes[1]
 
-    def _of_outputs(self, values: Tensor) -> Tensor:
+    def of_outputs(self, values: Tensor) -> Tensor:  # noqa: D102
         return values.reshape(-1, 1, 1)
 
     def count_positions(self, x: Tensor) -> int:  # noqa: D102
@@ -499,7 +499,7 @@ class AnalogConv2d(AnalogLayer):
     def of_arrays(self, values: Tensor) -> Tensor:  # noqa: D102
         if len(values) == 1:
             return values
-        return self._of_outputs(values.repeat_interleave(len(self.weight) // self.groups))
+        return self.of_outputs(values.repeat_interleave(len(self.weight) // self.groups))
 
     def _largest_of_group(self, x: Tensor) -> Tensor:
         return x.abs().unflatten(1, (self.groups, -1)).amax(2)

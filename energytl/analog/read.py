@@ -486,7 +486,7 @@ class _LargeReadMoments(torch.autograd.Function):
         array = ctx.array
         wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
         step = _step(array)
-        integers, variance = _rounded(_gradient_factors, x, array, ctx.held)
+        integers, variance = _rounded(x, array, ctx.held, _compact())
         grad_bias = array.bias_gradient(grad) if wants_bias else None
         by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad), _compact())
         mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.to(_compact()), wants_x, wants_weight)
@@ -514,29 +514,28 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
     step = _step(array)
     levels = array.integer_levels
     if levels is not None and integers_are_exact(array.inputs.levels, levels):
-        integers, variance = _rounded(_bytes_and_variance, x, array, held)
+        integers, variance = _rounded(x, array, held, torch.uint8)
         unit = array.full_range / levels
         weight = (array.weight / unit).round_().to(torch.int8)
         mean = array.multiply_integers(integers, array.inputs.levels, weight, step * unit, array.bias)
     else:
-        quantised, variance = _rounded(_values_and_variance, x, array, held)
-        mean = array.multiply(quantised, array.weight, array.bias)
+        integers, variance = _rounded(x, array, held, torch.float32)
+        mean = array.multiply(integers, array.weight * step, array.bias)
     variance = array.multiply(variance, squares.to(_compact()), None)
     floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
     slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
     return mean, slope
 
 
-def _rounded(function: Callable[..., tuple[Tensor, ...]], x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
-    """Rounded inputs as the function wants them, and the variance v(n) they carry (compact); of x's shape."""
-    correlation = array.fluctuation.correlation
+def _rounded(x: Tensor, array: Array, held: bool, form: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inputs as integers n, bytes as n + levels, and the variance v(n) that they carry (compact); of x's shape."""
     rounding = array.input_range, array.inputs.levels  # 2^bits − 1, not for every number anew
-    read = array.scheme, array.inputs, correlation, held
-    rounded, variance = elementwise(function, (x,), *rounding, *read, _compact())
-    return rounded, variance
+    read = array.scheme, array.inputs, array.fluctuation.correlation, held
+    integers, variance = elementwise(_integers_and_variance, (x,), *rounding, *read, form, _compact())
+    return integers, variance
 
 
-def _bytes_and_variance(
+def _integers_and_variance(
     x: Tensor,
     full_range: float,
     levels: int,
@@ -544,44 +543,13 @@ def _bytes_and_variance(
     inputs: InputFormat,
     correlation: float,
     held: bool,
+    form: torch.dtype,
     compact: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Inputs as bytes n + levels."""
+    """Integers n in that form, as bytes n + levels, and v(n)."""
     integers = round_to_integers(x, full_range, levels)
     variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return (integers + levels).to(torch.uint8), variance.to(compact)
-
-
-def _values_and_variance(
-    x: Tensor,
-    full_range: float,
-    levels: int,
-    scheme: ReadScheme,
-    inputs: InputFormat,
-    correlation: float,
-    held: bool,
-    compact: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Inputs as float32 step·n."""
-    integers = round_to_integers(x, full_range, levels)
-    variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return integers * (full_range / levels), variance.to(compact)
-
-
-def _gradient_factors(
-    x: Tensor,
-    full_range: float,
-    levels: int,
-    scheme: ReadScheme,
-    inputs: InputFormat,
-    correlation: float,
-    held: bool,
-    compact: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Inputs as compact n."""
-    integers = round_to_integers(x, full_range, levels)
-    variance = read_variance_of_inputs(integers, scheme, inputs, correlation, held)
-    return integers.to(compact), variance.to(compact)
+    return (integers + levels if form == torch.uint8 else integers).to(form), variance.to(compact)
 
 
 def _gradients_of_products(slope: Tensor, grad: Tensor, compact: torch.dtype) -> tuple[Tensor, Tensor]:
