@@ -32,7 +32,8 @@ from energytl.study.search import Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
-from energytl.workers import run_cases, wants_processes
+from energytl.training import first_training
+from energytl.workers import run_cases, waiting_last, wants_processes
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -213,8 +214,11 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         raise RecipeError("--workers is for cases of one process each: set trainer.devices and num_nodes to 1")
     if given.workers < 1:
         raise RecipeError(f"--workers is {given.workers}; allowed: 1 or more")
-    for case in chosen:
-        prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
+    trainings = [  # a wrong last case is found before the first one trains
+        first_training(case, prepare(case, needs_data=True)) for case in chosen
+    ]
+    if given.workers > 1:
+        chosen = waiting_last(chosen, trainings)
     run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0

@@ -296,6 +296,13 @@ def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: AN
     return data.identity() or settings
 
 
+def first_training(case: Case, recipe: Recipe) -> str | None:
+    """Under which name the case's first training of the analog network is kept, or None if it keeps none."""
+    if recipe.train is None or not recipe.share_training:
+        return None
+    return digest(_analog_settings(case.resolved(), recipe, [recipe.objective.stages()[0].price]))
+
+
 def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: list[float]) -> dict[str, Any]:
     """What the analog network depends on after the trainings with these λ, of all settings."""
     names = ("network", "training_computation", "train", "calibration_batches", "program", "frozen", "seed")

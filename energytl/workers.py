@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -16,6 +16,16 @@ from tqdm import tqdm
 from energytl.quiet import quiet_libraries
 from energytl.recipe import Case
 from energytl.run import run_case
+
+
+def waiting_last(cases: Sequence[Case], trainings: Sequence[str | None]) -> list[Case]:
+    """The cases, but last those that would wait for another's training, which they share.
+
+    >>> waiting_last(["a", "same as a", "b"], ["1", "1", "2"])
+    ['a', 'b', 'same as a']
+    """
+    waits = [name is not None and name in trainings[:place] for place, name in enumerate(trainings)]
+    return [case for late in (False, True) for case, wait in zip(cases, waits, strict=True) if wait == late]
 
 
 def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, workers: int) -> None:

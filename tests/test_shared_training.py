@@ -10,6 +10,7 @@ from energytl import run as run_module
 from energytl.models import mlp
 from energytl.recipe import RecipeError, read
 from energytl.run import prepare, run_case
+from energytl.training import first_training
 
 EVALUATION = {"reads": 2, "images": 200, "cost_batches": 1}
 QUIET = {"enable_progress_bar": False, "limit_val_batches": 1}
@@ -178,6 +179,22 @@ def test_trainings_are_shared_only_where_the_recipe_asks_for_it(run):
         assert run(settings | {"share_training": False})[1] == 1
     assert run(settings)[1] == 1  # none was kept
     assert run(settings)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [({}, True), ({"method": "named otherwise"}, True), ({"seed": 1}, False), ({"objective": {"temperature": 3.0}}, False)],
+)
+def test_a_first_training_has_the_name_under_which_it_is_kept(run, noiseless, changes, is_kept):
+    (case,) = read(written(run.folder, NOISELESS | changes), [])
+    name = first_training(case, prepare(case, needs_data=True))
+    assert (run.folder / "trained" / name / "network.pt").is_file() == is_kept
+
+
+@pytest.mark.parametrize("changes", [{"share_training": False}, {"train": None}])
+def test_what_keeps_no_training_has_no_name_for_it(run, changes):
+    (case,) = read(written(run.folder, NOISELESS | changes), [])
+    assert first_training(case, prepare(case, needs_data=True)) is None
 
 
 def test_training_on_the_chip_is_not_shared_so_that_what_it_cost_is_known(run):
