@@ -178,7 +178,7 @@ class Points:
         error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images differ by much less
 
         def reads_at(log_factor: float, attempt: int, few: Tensor | None) -> Tensor:
-            """As many reads as can refute a factor, or one if this misses the target by far; given them, all."""
+            """As many reads as can refute a factor, or one if this is far from the target; given them, all."""
             scale.set(log_factor)
             seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
             draws = read_draws(self.analog, self.evaluation.reads, seed)
@@ -186,7 +186,7 @@ class Points:
             for upto in (1, refuting_reads(len(draws))) if few is None else (len(draws),):
                 if more := draws[len(found) : upto]:
                     found = torch.cat([found, ranks(self.analog, self.test, more, f"{label}, confirming")])
-                if max(top_accuracies(found)) < target - error:
+                if all(abs(accuracy - target) > error for accuracy in top_accuracies(found)):
                     break
             return found
 

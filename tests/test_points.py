@@ -9,7 +9,7 @@ import torch
 from energytl import Hardware, MultilevelPair, Noiseless, analog_layers, calibrate, configure, convert
 from energytl.data import Digits
 from energytl.devices.variation import Variation
-from energytl.evaluation import Evaluation, digital_ranks
+from energytl.evaluation import Evaluation, digital_ranks, top_accuracies
 from energytl.frontier import RhoScale
 from energytl.models import mlp
 from energytl.points import Points, price
@@ -142,11 +142,13 @@ def test_a_point_costs_what_its_own_factor_takes_wherever_its_search_ended(measu
 
 
 def test_few_reads_refute_and_all_confirm(measure):
-    (point,), _, measured = measure(reads=10)
-    targets = [point["accuracy_median"] + above for above in (-0.05, 0.0, 0.06)]
-    few = [measured._confirming(RhoScale(measured.analog), target, "")(0.0, 0, None) for target in targets]
-    assert [len(reads) for reads in few] == [4, 4, 1]  # one is enough beyond a proportion's standard error
-    reads_at = measured._confirming(RhoScale(measured.analog), targets[0], "")
+    _, _, measured = measure(reads=10)
+    scale = RhoScale(measured.analog)
+    (first,) = top_accuracies(measured._confirming(scale, 1.0, "")(0.0, 0, None))
+    targets = [first, first - 0.1, first + 0.1]
+    few = [measured._confirming(scale, target, "")(0.0, 0, None) for target in targets]
+    assert [len(reads) for reads in few] == [4, 1, 1]  # one is enough beyond a proportion's standard error
+    reads_at = measured._confirming(scale, targets[0], "")
     reads = reads_at(0.0, 0, few[0])
     assert len(reads) == 10
     assert torch.equal(reads[:4], few[0])
