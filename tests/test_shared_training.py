@@ -183,7 +183,7 @@ def test_trainings_are_shared_only_where_the_recipe_asks_for_it(run):
 
 @pytest.mark.parametrize(
     ("changes", "is_kept"),
-    [({}, True), ({"method": "named otherwise"}, True), ({"seed": 1}, False), ({"objective": {"temperature": 3.0}}, False)],
+    [({}, True), ({"method": "other"}, True), ({"seed": 1}, False), ({"objective": {"temperature": 3.0}}, False)],
 )
 def test_a_first_training_has_the_name_under_which_it_is_kept(run, noiseless, changes, is_kept):
     (case,) = read(written(run.folder, NOISELESS | changes), [])
