@@ -214,11 +214,11 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         raise RecipeError("--workers is for cases of one process each: set trainer.devices and num_nodes to 1")
     if given.workers < 1:
         raise RecipeError(f"--workers is {given.workers}; allowed: 1 or more")
-    trainings = [  # a wrong last case is found before the first one trains
-        first_training(case, prepare(case, needs_data=True)) for case in chosen
-    ]
-    if given.workers > 1:
-        chosen = waiting_last(chosen, trainings)
+    trainings = []
+    for case in chosen:
+        recipe = prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
+        trainings.append(first_training(case, recipe) if given.workers > 1 else None)
+    chosen = waiting_last(chosen, trainings)
     run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0

@@ -175,7 +175,7 @@ class Points:
         return min(enough, key=lambda point: point["energy_paper"]) | {"drop": own["drop"], "reached": True}
 
     def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int, Tensor | None], Tensor]:
-        error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images differ by much less
+        error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images mostly differ by less
 
         def reads_at(log_factor: float, attempt: int, few: Tensor | None) -> Tensor:
             """As many reads as can refute a factor, or one if this is far from the target; given them, all."""
