@@ -208,7 +208,7 @@ def confirm(
 
     Args:
         curve: whose slope says how far to raise what is not accurate enough, at first by one STEP at most, then by
-            twice as much each time; its ends are the ends.
+            twice as much each time, or to its end if nothing less promises to be enough; its ends are the ends.
         log_factor: to begin with.
         target: accuracy.
         reads_at: at a log factor, for the n-th attempt: ranks (reads, images), 0 for images that were right; of a few
@@ -244,8 +244,11 @@ def confirm(
         else:
             median = quartiles(top_accuracies(reads))[1]
             wanted = curve.least(curve.at(log_factor) + max(0.0, target + MARGIN - median))
-            least, most = log_factor + PRECISION, min(highest, log_factor + STEP * 2**raised)
-            log_factor = min(most, max(least, highest if wanted is None else wanted))
+            if wanted is None:
+                log_factor = highest
+            else:
+                least, most = log_factor + PRECISION, log_factor + STEP * 2**raised
+                log_factor = min(highest, most, max(least, wanted))
             raised += 1
     return None
 

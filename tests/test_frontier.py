@@ -247,11 +247,20 @@ def test_a_factor_is_raised_until_independent_reads_confirm_it():
     assert [x for x, *_ in calls] == pytest.approx([0.0, PRECISION, 2 * PRECISION, 2 * PRECISION])
 
 
-def test_where_the_curve_says_nothing_the_steps_of_a_confirmation_double():
+def test_the_steps_of_a_confirmation_double():
+    tried = []
+    gentle = Curve((0.0, 20 * STEP), (0.6, 0.9))
+    assert confirm(gentle, 0.0, 0.7, lambda x, *_: (tried.append(x), reads_of(60))[1]) is None
+    wanted = 7 * STEP + (0.1 + MARGIN) / (0.015 / STEP)  # nearer than the next step, 15
+    assert tried[:5] == pytest.approx([0.0, STEP, 3 * STEP, 7 * STEP, wanted])
+    assert tried[-1] == 20 * STEP
+
+
+def test_where_nothing_less_promises_to_be_enough_the_highest_factor_is_asked_at_once():
     tried = []
     flat = Curve((0.0, 20 * STEP), (0.6, 0.6))
     assert confirm(flat, 0.0, 0.7, lambda x, *_: (tried.append(x), reads_of(60))[1]) is None
-    assert tried == pytest.approx([0.0, STEP, 3 * STEP, 7 * STEP, 15 * STEP, 20 * STEP])
+    assert tried == [0.0, 20 * STEP]
 
 
 @pytest.mark.parametrize("start", [0.0, 7 * STEP, 15 * STEP])
@@ -298,17 +307,6 @@ def test_all_reads_have_the_last_word(start, foot):
     assert foot <= factor <= foot + APART
     assert complete == sorted(complete)
     assert complete[-1] == factor
-
-
-def test_the_highest_factor_is_the_last_to_be_confirmed():
-    tried = []
-
-    def reads_at(x, *_):
-        tried.append(x)
-        return reads_of(60)
-
-    assert confirm(Curve((0.0, 1.0), (0.6, 0.7)), 0.0, target=0.7, reads_at=reads_at) is None
-    assert tried == pytest.approx([0.0, STEP, 1.0])
 
 
 def test_the_lower_quartile_of_the_reads_decides():
