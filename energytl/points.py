@@ -50,6 +50,10 @@ FEW_IMAGES = 10_000
 """Images that one measurement of the search sees at least, by several reads where there are fewer."""
 
 
+BUDGET_ROUNDS = 3
+"""How often what a budget's ρ spends is measured, and ρ put right."""
+
+
 @dataclass
 class Candidate:
     """A trained network among which a point chooses.
@@ -198,6 +202,11 @@ class Points:
         chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
         candidate, log_factor = candidates[chosen], factors[chosen]
         self.analog.load_state_dict(candidate.trained.state)
+        for _ in range(BUDGET_ROUNDS):  # noise enlarges activations, so energy is not just proportional to ρ
+            candidate.scale.set(log_factor)
+            cost = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe)
+            assert cost.energy_paper is not None  # there are test images
+            log_factor = min(log_factor + math.log(budget / cost.energy_paper), candidate.scale.highest)
         return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor)
 
     def _reads(self, stream: int) -> Tensor:

@@ -546,7 +546,7 @@ def _point_rows(results: dict[str, Result]) -> list[Row]:
     rows: list[Row] = []
     points = [(case, point) for case, result in results.items() for point in _points(result)]
     for case, point in sorted(points, key=lambda item: math.inf if item[1]["drop"] is None else item[1]["drop"]):
-        wanted = "budget" if point["drop"] is None else f"{100 * point['drop']:g} %"
+        wanted = f"budget {point['budget']:.3g}" if point["drop"] is None else f"{100 * point['drop']:g} %"
         interval = f"({100 * point['accuracy_drop_low']:.2f} to {100 * point['accuracy_drop_high']:.2f})"
         rows.append(
             (
