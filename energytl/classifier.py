@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from energytl.analog.convert import analog_layers
+from energytl.analog.fused import compact_dtype, is_large
 from energytl.analog.inference import inference
 from energytl.cost.energy import counting_pulses
 from energytl.objectives import Objective, distillation_loss, network_energy
@@ -86,6 +87,8 @@ class Classifier(LightningModule):
         self.objective = objective or Objective()
         if self.objective.distillation and teacher is None:
             raise ValueError("objective.distillation wants a teacher, the digital network")
+        if teacher is not None:
+            teacher = teacher.to(memory_format=torch.channels_last)  # its products are faster so
         self._teacher = [teacher]  # in a list, so that it is no child
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
@@ -134,8 +137,9 @@ class Classifier(LightningModule):
         if not share:
             return loss
         assert teacher is not None
-        with inference(teacher):
-            target = teacher.to(images.device)(images)
+        fast = is_large(images) and compact_dtype() != torch.float32
+        with inference(teacher), torch.autocast("cpu", compact_dtype()) if fast else nullcontext():
+            target = teacher.to(images.device)(images).float()
         return (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

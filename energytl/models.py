@@ -155,7 +155,8 @@ class _CifarBlock(nn.Module):
         """Residual branch plus shortcut."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.widening:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.widening // 2, self.widening // 2))
+            every_other = F.avg_pool2d(x, 1, 2)  # a slice's gradient would not keep channels last
+            x = F.pad(every_other, (0, 0, 0, 0, self.widening // 2, self.widening // 2))
         return F.relu(x + y)
 
 

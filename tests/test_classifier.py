@@ -5,7 +5,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from energytl import Fluctuation, Hardware, analog_layers, convert, estimate
+from energytl import Fluctuation, Hardware, analog_layers, classifier, convert, estimate
+from energytl.analog import fused
 from energytl.callbacks import History, SeededEpochs
 from energytl.classifier import Classifier, RunAccuracies
 from energytl.data import Digits
@@ -121,6 +122,25 @@ def test_the_loss_with_a_teacher_is_both_losses_in_proportion():
     assert all(module.training for module in teacher.modules())  # as it was
     loss.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_many_images_are_taught_in_bfloat16_where_that_is_fast(monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2))
+    with torch.no_grad():
+        teacher[1].weight.mul_(10)  # so that the two are far apart
+    module = Classifier(student, 2, torch.optim.SGD, objective=Objective(distillation=1.0), teacher=teacher)
+    module.log = lambda *args, **kwargs: None
+    batch = torch.rand(8, 1, 2, 2), torch.randint(2, (8,))
+
+    def loss(dtype, large):
+        monkeypatch.setattr(classifier, "compact_dtype", lambda: dtype)
+        monkeypatch.setattr(fused, "LARGE", large)
+        return float(module.training_step(batch, 0).detach())
+
+    exact = loss(torch.float32, 1)
+    assert loss(torch.bfloat16, 33) == exact  # 32 numbers are few
+    assert exact != loss(torch.bfloat16, 32) == pytest.approx(exact, rel=0.02)
 
 
 def test_distillation_wants_a_teacher():

@@ -1,4 +1,4 @@
-"""Functions of tensors as fused kernels, where torch can compile them."""
+"""What is fast on this machine: fused kernels where torch can compile them, and bfloat16 where products of it are."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGE = 2**18
+"""Numbers of an input from which on fused kernels are worth compiling and calling."""
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether what is fast is worth it for these inputs: many, float32, on the CPU."""
+    return x.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 @cache
@@ -38,6 +46,13 @@ def fused(function: Callable[..., Any], otherwise: Callable[..., Any] | None = N
         return (otherwise or function)(*arguments)
 
     return call
+
+
+@cache
+def compact_dtype() -> torch.dtype:
+    """What the CPU multiplies in where 8 bits are enough: bfloat16 if it has products of it, else float32."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def elementwise(

@@ -11,14 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from energytl.analog.fused import elementwise
+from energytl.analog.fused import compact_dtype, elementwise, is_large
 from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import integers_are_exact
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
@@ -292,7 +291,7 @@ class Moments(Computation):
         held = correlation > 0 and array.positions > 1
         squares = read_variance(array.stored, array.rho, array.significances, array.fluctuation)
         squares = squares * array.full_range**2
-        if not _is_large(x):
+        if not is_large(x):
             outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
         elif torch.is_grad_enabled():
             outcome = _LargeReadMoments.apply(x, array.weight, squares, array.bias, array, held)
@@ -440,22 +439,6 @@ def _curvature(array: Array, held: bool) -> float:
     return float(full_scale / largest.square())
 
 
-LARGE = 2**18
-"""Numbers of an input from which on fused kernels are worth compiling and calling."""
-
-
-@cache
-def _compact() -> torch.dtype:
-    """What variances and gradients of large reads are multiplied in: bfloat16 if this processor has products of it."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _is_large(x: Tensor) -> bool:
-    """Whether inputs are read the fast way."""
-    return x.numel() >= LARGE and x.device.type == "cpu" and x.dtype == torch.float32
-
-
 class _LargeReadMoments(torch.autograd.Function):
     """`_ReadMoments` of large float32 inputs on the CPU: in bytes and what is compact, with fused kernels.
 
@@ -485,13 +468,13 @@ class _LargeReadMoments(torch.autograd.Function):
         x, weight, squares, slope = ctx.saved_tensors
         array = ctx.array
         wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
-        step = _step(array)
-        integers, variance = _rounded(x, array, ctx.held, _compact())
+        step, compact = _step(array), compact_dtype()
+        integers, variance = _rounded(x, array, ctx.held, compact)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
-        by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad), _compact())
-        mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.to(_compact()), wants_x, wants_weight)
+        by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad), compact)
+        mean_x, mean_weight = array.multiply_backward(by_mean, integers, weight.to(compact), wants_x, wants_weight)
         variance_x, grad_squares = array.multiply_backward(
-            by_variance, variance, squares.to(_compact()), wants_x, wants_squares
+            by_variance, variance, squares.to(compact), wants_x, wants_squares
         )
         grad_x = None
         if mean_x is not None and variance_x is not None:
@@ -521,7 +504,7 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
     else:
         integers, variance = _rounded(x, array, held, torch.float32)
         mean = array.multiply(integers, array.weight * step, array.bias)
-    variance = array.multiply(variance, squares.to(_compact()), None)
+    variance = array.multiply(variance, squares.to(compact_dtype()), None)
     floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
     slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
     return mean, slope
@@ -531,7 +514,7 @@ def _rounded(x: Tensor, array: Array, held: bool, form: torch.dtype) -> tuple[Te
     """Inputs as integers n, bytes as n + levels, and the variance v(n) that they carry (compact); of x's shape."""
     rounding = array.input_range, array.inputs.levels  # 2^bits − 1, not for every number anew
     read = array.scheme, array.inputs, array.fluctuation.correlation, held
-    integers, variance = elementwise(_integers_and_variance, (x,), *rounding, *read, form, _compact())
+    integers, variance = elementwise(_integers_and_variance, (x,), *rounding, *read, form, compact_dtype())
     return integers, variance
 
 

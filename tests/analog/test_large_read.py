@@ -18,7 +18,7 @@ from energytl import (
     WeightFormat,
     convert,
 )
-from energytl.analog import fused_noise, read
+from energytl.analog import fused, fused_noise, read
 from energytl.analog.mapping import read_variance
 from energytl.analog.noise import NoiseStream
 
@@ -112,8 +112,8 @@ def test_gradients_of_large_reads_are_those_of_small_ones(layer, hardware, monke
     monkeypatch.setattr(read, "add_normal_", with_unit_noise)
     monkeypatch.setattr(NoiseStream, "normal", lambda self, like: torch.ones_like(like))
     found = []
-    for large in (read.LARGE, math.inf):
-        monkeypatch.setattr(read, "LARGE", large)
+    for large in (fused.LARGE, math.inf):
+        monkeypatch.setattr(fused, "LARGE", large)
         network.zero_grad()
         inputs = x.clone().requires_grad_()
         outputs = network(inputs)
