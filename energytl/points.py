@@ -47,7 +47,7 @@ NEAR = 0.01
 """How far below its target a network's best accuracy on few images may be, for all of them to be asked."""
 
 FEW_IMAGES = 10_000
-"""Images that one measurement of the search sees at least, by several reads where there are fewer."""
+"""Images that one measurement of the search sees, by several reads where there are fewer."""
 
 
 BUDGET_ROUNDS = 3
@@ -122,9 +122,9 @@ class Points:
         return Candidate(trained, energies, scale, trace(accuracy_at, scale.highest, floor, lowest, needed))
 
     def _accuracy_at(self, scale: RhoScale, images: Batches, stream: int, label: str) -> Callable[[float], float]:
-        """Accuracy at a log factor: the mean of as many reads as see FEW_IMAGES, at most the evaluation's."""
+        """Accuracy at a log factor: the mean of as many reads as see FEW_IMAGES, but no more than can refute one."""
         count = len(self.digital) if images is self.test else sum(len(labels) for _, labels in self.few)
-        reads = min(self.evaluation.reads, -(-FEW_IMAGES // count)) if images is self.test else 1
+        reads = min(refuting_reads(self.evaluation.reads), -(-FEW_IMAGES // count)) if images is self.test else 1
 
         def measured(log_factor: float) -> float:
             scale.set(log_factor)
