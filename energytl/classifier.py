@@ -139,7 +139,8 @@ class Classifier(LightningModule):
         assert teacher is not None
         fast = is_large(images) and compact_dtype() != torch.float32
         with inference(teacher), torch.autocast("cpu", compact_dtype()) if fast else nullcontext():
-            target = teacher.to(images.device)(images).float()
+            target = teacher.to(images.device)(images)
+        target = target.float() if fast else target
         return (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -49,7 +49,6 @@ NEAR = 0.01
 FEW_IMAGES = 10_000
 """Images that one measurement of the search sees, by several reads where there are fewer."""
 
-
 BUDGET_ROUNDS = 3
 """How often what a budget's ρ spends is measured, and ρ put right."""
 

@@ -62,7 +62,8 @@ class _First(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int) -> Tensor:  # noqa: ANN401
         """The first so many images."""
-        ctx.shape, ctx.stride = x.shape, x.stride()
+        like = torch.empty_like(x, device="meta")  # dense, though x may be expanded
+        ctx.shape, ctx.stride = like.shape, like.stride()
         return x[:count]
 
     @staticmethod
