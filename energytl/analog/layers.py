@@ -178,7 +178,8 @@ class AnalogLayer(nn.Module, ABC):
         with torch.autocast(x.device.type, enabled=False):
             y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
             if self.column_ranges is not None:
-                y = y * self.of_outputs(self.column_ranges)
+                ranges = self.of_outputs(self.column_ranges)
+                y = y * ranges if y.requires_grad else y.mul_(ranges)
                 y = y if self.bias is None else y + self.of_outputs(self.bias)
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
