@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from energytl.analog.convert import analog_layers, configure
+from energytl.analog.convert import analog_layers, configure, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
 from energytl.devices.variation import Variation
@@ -126,7 +126,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
     before = {name: getattr(layers[0].hardware, name) for name in ("computation", "chip", "variation")}
     rows = []
     try:
-        with inference(network):
+        with inference(network), unchanging(network):
             for number, (x, labels) in enumerate(tqdm(batches, label, leave=False, disable=not label)):
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 outcomes = []

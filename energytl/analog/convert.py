@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,6 +150,22 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     for layer in analog_layers(analog).values():
         layer.configure(**changes)
     return analog
+
+
+@contextmanager
+def unchanging(analog: nn.Module) -> Iterator[None]:
+    """While it is open, weights, ranges and ρ stay as they are: what follows from them is worked out once.
+
+    The hardware may be changed by `configure`.
+    """
+    layers = analog_layers(analog).values()
+    for layer in layers:
+        layer.kept = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
 
 
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:

@@ -16,7 +16,7 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import best_range
-from energytl.analog.read import Array
+from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
 
 SAMPLES = 256
@@ -76,6 +76,7 @@ class AnalogLayer(nn.Module, ABC):
         self.fit_weight_range()
         self.input_range: float | None = None
         self.weight_factor: Callable[[], Tensor] | None = None
+        self.kept: dict[str, Any] | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
 
@@ -152,7 +153,9 @@ class AnalogLayer(nn.Module, ABC):
 
     def configure(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the hardware; a ρ or weight bits among them take effect, all else about the layer stays."""
-        self.hardware = replace(self.hardware, **changes)
+        before, self.hardware = self.hardware, replace(self.hardware, **changes)
+        if self.kept and ("rho" in changes or replace(before, computation=self.hardware.computation) != self.hardware):
+            self.kept.clear()
         if "rho" in changes:
             with torch.no_grad():
                 self.log_rho.fill_(math.log(self.hardware.rho))
@@ -191,16 +194,11 @@ class AnalogLayer(nn.Module, ABC):
 
     def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
         hardware = self.hardware
-        held, cells = self._rounded(self._scaled(weight)), None
-        if any(hardware.variation.levels):
-            chip = torch.Generator(weight.device).manual_seed(fold(hardware.chip, self.index, 1))
-            stored = hardware.mapping.stored(held / self.weight_range, hardware.weights)
-            cells = hardware.variation.program(stored, hardware.mapping.cell_values, chip)
-            significances = cells.new_tensor(hardware.mapping.significances(hardware.weights))
-            held = torch.tensordot(significances, cells, 1) * self.weight_range
+        held, cells = once(self.kept, "held", lambda: self._held(weight))
         return Array(
             weight=held,
             cells=cells,
+            kept=self.kept,
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
@@ -220,6 +218,18 @@ class AnalogLayer(nn.Module, ABC):
             fold=lambda y: self.fold(y, x),
             positions=self.positions,
         )
+
+    def _held(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight as the cells hold it, and what each of them holds if they vary."""
+        hardware = self.hardware
+        held = self._rounded(self._scaled(weight))
+        if not any(hardware.variation.levels):
+            return held, None
+        chip = torch.Generator(weight.device).manual_seed(fold(hardware.chip, self.index, 1))
+        stored = hardware.mapping.stored(held / self.weight_range, hardware.weights)
+        cells = hardware.variation.program(stored, hardware.mapping.cell_values, chip)
+        significances = cells.new_tensor(hardware.mapping.significances(hardware.weights))
+        return torch.tensordot(significances, cells, 1) * self.weight_range, cells
 
     @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -175,6 +175,7 @@ class Array:
         weight: stored weights, rounded if the cells are, of the layer's weight shape.
         cells: what the cells of each weight hold, if not what the mapping says of the weight: they vary. Shape
             (C, *weight.shape), in units of the full range.
+        kept: what follows from weights and ρ alone, for further reads of the same; None: they may change.
         full_range: the weight that the full range u = 1 stands for.
         rho: energy coefficient ρ, scalar.
         input_range: the input that the integer `levels` stands for.
@@ -193,6 +194,7 @@ class Array:
 
     weight: Tensor
     cells: Tensor | None
+    kept: dict[str, Any] | None
     full_range: float
     rho: Tensor
     input_range: float
@@ -218,6 +220,14 @@ class Array:
         return self.mapping.stored(self.weight / self.full_range, self.weights) if self.cells is None else self.cells
 
     @property
+    def squares(self) -> Tensor:
+        """Variance of one read of each weight, of the weight's shape."""
+        return once(self.kept, "squares", self._squares)
+
+    def _squares(self) -> Tensor:
+        return read_variance(self.stored, self.rho, self.significances, self.fluctuation) * self.full_range**2
+
+    @property
     def significances(self) -> tuple[float, ...]:
         """Of the cells of a weight, length C."""
         return self.mapping.significances(self.weights)
@@ -235,6 +245,20 @@ class Array:
         significances = spread.new_tensor(self.significances)
         shape = (-1, *[1] * self.weight.dim())
         return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
+
+
+def once(kept: dict[str, Any] | None, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """What was kept under the name, or else is made now, and kept if anything is.
+
+    >>> kept = {}
+    >>> once(kept, "one", lambda: 1), once(kept, "one", lambda: 2), once(None, "one", lambda: 3)
+    (1, 1, 3)
+    """
+    if kept is None:
+        return make()
+    if name not in kept:
+        kept[name] = make()
+    return kept[name]
 
 
 class Computation(ABC):
@@ -289,14 +313,12 @@ class Moments(Computation):
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
-        squares = read_variance(array.stored, array.rho, array.significances, array.fluctuation)
-        squares = squares * array.full_range**2
         if not is_large(x):
-            outcome: Tensor = _ReadMoments.apply(x, array.weight, squares, array.bias, array, held)
+            outcome: Tensor = _ReadMoments.apply(x, array.weight, array.squares, array.bias, array, held)
         elif torch.is_grad_enabled():
-            outcome = _LargeReadMoments.apply(x, array.weight, squares, array.bias, array, held)
+            outcome = _LargeReadMoments.apply(x, array.weight, array.squares, array.bias, array, held)
         else:
-            outcome, _ = _draw_large(x, squares, array, held, wants_slope=False)
+            outcome, _ = _draw_large(x, array.squares, array, held, wants_slope=False)
         if not held:
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)

@@ -10,11 +10,15 @@ from torch import nn
 from torchvision import models
 
 from energytl import (
+    BitCells,
+    BitSerialRead,
+    DifferentialPair,
     Exact,
     Frozen,
     Hardware,
     InputFormat,
     Moments,
+    MultilevelPair,
     Noiseless,
     WeightFormat,
     analog_layers,
@@ -24,8 +28,10 @@ from energytl import (
     left_digital,
     to_digital,
 )
+from energytl.analog.convert import unchanging
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.quantize import best_range
+from energytl.devices.variation import Variation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -428,3 +434,41 @@ def test_calibration_leaves_frozen_norms_frozen(small, images):
 def test_thin_weights_of_other_products_are_named_too(layer):
     names = [name for name, parameter in layer.named_parameters() if parameter.dim() > 1]
     assert left_digital(convert(nn.ModuleList([nn.Linear(2, 2), layer]))) == [f"1.{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        Hardware(rho=2.0, mapping=BitCells()),
+        Hardware(rho=2.0, read=BitSerialRead(), weights=WeightFormat(columns=True)),
+        Hardware(rho=2.0, mapping=MultilevelPair((1, 3, 8)), variation=Variation(0.1), chip=1),
+    ],
+    ids=["bits", "columns", "chip"],
+)
+def test_reads_of_an_unchanging_network_are_those_of_any(hardware):
+    torch.manual_seed(0)
+    network, x = convert(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), hardware), torch.rand(5, 6)
+    layers = list(analog_layers(network).values())
+
+    def outputs():
+        layers[0].noise.reseed(7, 0)
+        return network(x)
+
+    changes = (
+        {},
+        {"rho": 3.0},
+        {"computation": Noiseless()},
+        {"chip": 2},
+        {"mapping": DifferentialPair(), "computation": Moments()},
+    )
+    with torch.no_grad():
+        expected = [outputs()] + [(configure(network, **change), outputs())[1] for change in changes]
+        configure(network, **{name: getattr(hardware, name) for name in ("rho", "computation", "chip", "mapping")})
+        with unchanging(network):
+            found = [outputs()] + [(configure(network, **change), outputs())[1] for change in changes]
+            held = layers[0].kept["held"][0]
+            outputs()
+            assert layers[0].kept["held"][0] is held
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        layers[0].weight.mul_(2)  # afterwards they may change again
+        assert not torch.equal(outputs(), expected[-1])
