@@ -62,14 +62,13 @@ class _First(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int) -> Tensor:  # noqa: ANN401
         """The first so many images."""
-        like = torch.empty_like(x, device="meta")  # dense, though x may be expanded
-        ctx.shape, ctx.stride = like.shape, like.stride()
+        ctx.like = torch.empty_like(x, device="meta")  # dense, though x may be expanded
         return x[:count]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         """Zero for all others."""
-        whole = torch.empty_strided(ctx.shape, ctx.stride, dtype=grad.dtype, device=grad.device).zero_()
+        whole = torch.zeros_like(ctx.like, device=grad.device)
         whole[: len(grad)] = grad
         return whole, None
 
