@@ -6,6 +6,7 @@ Data that is not there is not an accident: `present()` says so, and `setup` rais
 import math
 from abc import ABC, abstractmethod
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -83,6 +84,13 @@ class ImageData(LightningDataModule, ABC):
             self.train_set, num_replicas=world, rank=rank, seed=self.seed
         )
         return self._loader(self.train_set, sampler)
+
+    def first_images(self, batches: int) -> list[Tensor]:
+        """Images of the first so many training batches, the same in all processes; none without a training set."""
+        if self.train_set is None:
+            return []
+        self.trainer = None
+        return [images for images, _ in islice(self.train_dataloader(), batches)]
 
     def test_dataloader(self, images: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the test set, in order; of so many images, evenly spaced, or of all."""

@@ -36,6 +36,8 @@ class Evaluation:
         images: test images that are used, evenly spaced over the set; None: all.
         search_images: those of them that the search for the factor uses.
         cost_batches: test batches whose activations the energy is the mean of.
+        norm_batches: training batches of which batch norm takes its means and variances anew wherever ρ is set (AdaBS,
+            see `energytl.analog.convert.estimate_batch_norm`). 0: it keeps those of training.
         exact_images: test images of each point that are read once more with a state for every cell and read
             (energytl.Exact): slow, to confirm the moments. 0: none.
     """
@@ -50,11 +52,13 @@ class Evaluation:
     images: int | None = None
     search_images: int = 2000
     cost_batches: int = 4
+    norm_batches: int = 0
     exact_images: int = 0
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        least = {"reads": 1, "first_read": 0, "chips": 0, "search_images": 1, "cost_batches": 1, "exact_images": 0}
+        least = dict.fromkeys(("reads", "search_images", "cost_batches"), 1)
+        least |= dict.fromkeys(("first_read", "chips", "norm_batches", "exact_images"), 0)
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")

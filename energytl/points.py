@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.convert import analog_layers, configure, estimate_batch_norm
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import fold
 from energytl.analog.read import Noiseless
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
+from energytl.devices.variation import Variation
 from energytl.evaluation import (
     Batches,
     Evaluation,
@@ -92,6 +93,8 @@ class Points:
         stride = max(1, len(digital) // self.evaluation.search_images)
         self.few = every(test, stride)
         self.accuracy_digital_few = float(self.digital[::stride].double().mean())
+        device = next(analog.parameters()).device
+        self.norm_images = [images.to(device) for images in recipe.data.first_images(self.evaluation.norm_batches)]
 
     def measure(self, trained: list[Trained]) -> tuple[list[Result], list[dict[str, Any]]]:
         """All points that the evaluation asks for, and the curves on which they were searched.
@@ -110,6 +113,7 @@ class Points:
 
     def _candidate(self, trained: Trained) -> Candidate:
         self.analog.load_state_dict(trained.state)
+        self._estimate_norms()
         layers = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe).layers
         energies, scale = [float(layer.energy_paper or 0.0) for layer in layers], RhoScale(self.analog)
         floor = self.accuracy_digital_few - max(self.evaluation.drops) - BELOW if self.evaluation.drops else math.inf
@@ -126,7 +130,7 @@ class Points:
         reads = min(refuting_reads(self.evaluation.reads), -(-FEW_IMAGES // count)) if images is self.test else 1
 
         def measured(log_factor: float) -> float:
-            scale.set(log_factor)
+            self._set(scale, log_factor)
             seed = fold(self.recipe.seed, stream, round(1e6 * log_factor) % 2**32)
             found = accuracies(self.analog, images, read_draws(self.analog, reads, seed), label)
             return sum(found) / len(found)
@@ -135,6 +139,7 @@ class Points:
 
     def _at_trained(self, trained: Trained) -> Result:
         self.analog.load_state_dict(trained.state)
+        self._estimate_norms()
         reads = self._reads(2)
         return {"drop": None, "reached": None, "rho_factor": 1.0} | self._result(trained, reads)
 
@@ -182,7 +187,7 @@ class Points:
 
         def reads_at(log_factor: float, attempt: int, few: Tensor | None) -> Tensor:
             """As many reads as can refute a factor, or one if this is far from the target; given them, all."""
-            scale.set(log_factor)
+            self._set(scale, log_factor)
             seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
             draws = read_draws(self.analog, self.evaluation.reads, seed)
             found = torch.empty(0, len(self.digital), dtype=torch.long) if few is None else few
@@ -202,7 +207,7 @@ class Points:
         candidate, log_factor = candidates[chosen], factors[chosen]
         self.analog.load_state_dict(candidate.trained.state)
         for _ in range(BUDGET_ROUNDS):  # noise enlarges activations, so energy is not just proportional to ρ
-            candidate.scale.set(log_factor)
+            self._set(candidate.scale, log_factor)
             cost = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe)
             assert cost.energy_paper is not None  # there are test images
             log_factor = min(log_factor + math.log(budget / cost.energy_paper), candidate.scale.highest)
@@ -213,9 +218,18 @@ class Points:
         draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
         return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
 
+    def _set(self, scale: RhoScale, log_factor: float) -> None:
+        """All ρ scaled, with norms that know how reads fluctuate there."""
+        scale.set(log_factor)
+        self._estimate_norms()
+
+    def _estimate_norms(self) -> None:
+        if self.norm_images:
+            estimate_batch_norm(self.analog, self.norm_images, fold(self.recipe.seed, 10))
+
     def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor | None = None) -> Result:
         """The network at a factor, with the reads that confirmed it there, or new ones."""
-        candidate.scale.set(log_factor)  # a search may have ended at another
+        self._set(candidate.scale, log_factor)  # a search may have ended at another
         reads = self._reads(2) if reads is None else reads
         return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
 
@@ -226,10 +240,9 @@ class Points:
         drop, drop_low, drop_high = drop_interval(self.digital, reads == 0)
         hardware = self.recipe.hardware
         noisy = not isinstance(hardware.computation, Noiseless) or any(hardware.variation.levels)
-        others = [noiseless_draw()] * noisy + chip_draws(self.analog, evaluation.chips, fold(seed, 3))
-        apart = ranks(self.analog, self.test, others, f"{self.label}: without noise, chips") if others else reads[:0]
-        apart = apart if noisy else torch.cat([reads[:1], apart])
-        quantised, *chips = top_accuracies(apart)
+        draws = chip_draws(self.analog, evaluation.chips, fold(seed, 3))
+        apart = ranks(self.analog, self.test, draws, f"{self.label}: chips") if draws else reads[:0]
+        chips = top_accuracies(apart)
         result: Result = {
             "energy_weight": trained.energy_weight,
             "accuracy_median": median,
@@ -238,7 +251,7 @@ class Points:
             "accuracy_drop": drop,
             "accuracy_drop_low": drop_low,
             "accuracy_drop_high": drop_high,
-            "accuracy_quantised": quantised,
+            "accuracy_quantised": self._quantised() if noisy else top_accuracies(reads)[0],
             "accuracies": top_accuracies(reads),
             "accuracies_chips": chips,
         }
@@ -249,7 +262,7 @@ class Points:
             result[f"accuracy_top{k}"] = quartiles(top_accuracies(reads, k))[1]
             result[f"accuracy_digital_top{k}"] = float((self.digital_ranks < k).double().mean())
             if chips:
-                result[f"accuracies_chips_top{k}"] = top_accuracies(apart[1:], k)
+                result[f"accuracies_chips_top{k}"] = top_accuracies(apart, k)
         if evaluation.histograms:
             result["histograms"] = {name: histogram(layer) for name, layer in analog_layers(self.analog).items()}
         if evaluation.exact_images:
@@ -260,6 +273,16 @@ class Points:
         if trained.activities:
             cost = cost.with_training(trained.activities, self.recipe.periphery)
         return result | cost_numbers(cost)
+
+    def _quantised(self) -> float:
+        """Accuracy without fluctuation and variation, with norms that have seen neither."""
+        hardware = self.recipe.hardware
+        configure(self.analog, computation=Noiseless(), variation=Variation())
+        self._estimate_norms()
+        found = accuracies(self.analog, self.test, [noiseless_draw()], f"{self.label}: without noise")
+        configure(self.analog, computation=hardware.computation, variation=hardware.variation)
+        self._estimate_norms()
+        return found[0]
 
     def _exact(self, reads: Tensor) -> dict[str, float | int]:
         """One read of some test images with a state for every cell, beside the reads by moments of the same images."""

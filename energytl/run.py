@@ -207,9 +207,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     missing = missing_data(recipe)
     if needs_data and missing and (recipe.pretrain or recipe.stages or recipe.train or recipe.evaluation):
         raise RecipeError(f"case {case.name}: {missing}")
-    trained = [stage.data or recipe.data for stage in recipe.before.values()] + [recipe.data] * (
-        recipe.train is not None
-    )
+    own = recipe.train is not None or (recipe.evaluation is not None and recipe.evaluation.norm_batches > 0)
+    trained = [stage.data or recipe.data for stage in recipe.before.values()] + [recipe.data] * own
     if not missing and any(data.train_set is data.test_set for data in trained):
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:

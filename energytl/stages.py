@@ -7,7 +7,6 @@ later runs that start from the same ones do not repeat them.
 import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +97,8 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
 def analog_network(recipe: Recipe, network: nn.Module, hardware: Hardware, data: ImageData, seed: int) -> nn.Module:
     """A digital network on analog hardware, calibrated on training images if they are there."""
     analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1))
-    if data.train_set is not None:
-        data.trainer = None  # all processes calibrate on the same images
-        batches = islice(data.train_dataloader(), recipe.calibration_batches)
-        device = next(network.parameters()).device
-        calibrate(analog, (images.to(device) for images, _ in batches))
-    return analog
+    device = next(network.parameters()).device
+    return calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
 
 
 def program(recipe: Recipe, analog: nn.Module) -> None:

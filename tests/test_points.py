@@ -5,8 +5,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from energytl import Hardware, MultilevelPair, Noiseless, analog_layers, calibrate, configure, convert
+from energytl.analog.convert import estimate_batch_norm
+from energytl.analog.noise import fold
 from energytl.data import Digits
 from energytl.devices.variation import Variation
 from energytl.evaluation import Evaluation, digital_ranks, top_accuracies
@@ -26,17 +29,27 @@ def data():
     return digits
 
 
-@pytest.fixture(scope="module")
-def digital(data):
-    torch.manual_seed(0)
-    network = mlp(hidden=(16,))
+def learnt(network, data):
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     for _ in range(6):
         for x, labels in data.train_dataloader():
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(x), labels).backward()
             optimizer.step()
-    return network
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def digital(data):
+    torch.manual_seed(0)
+    return learnt(mlp(hidden=(16,)), data)
+
+
+@pytest.fixture(scope="module")
+def with_norm(data):
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(784, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+    return learnt(nn.Sequential(*layers), data)
 
 
 def trained(network, energy_weight=0.0):
@@ -47,16 +60,16 @@ def trained(network, energy_weight=0.0):
 def measure(data, digital):
     """measure(evaluation, change): points and curves of the network, and of `change`d copies of it."""
 
-    def measured(*changes, rho=2.0, hardware=None, **evaluation):
+    def measured(*changes, rho=2.0, hardware=None, network=digital, **evaluation):
         recipe = Recipe(
-            network=digital,
+            network=network,
             data=data,
             hardware=hardware or Hardware(rho=rho),
             evaluation=Evaluation(
                 **{"reads": 3, "images": IMAGES, "search_images": 250, "cost_batches": 2} | evaluation
             ),
         )
-        analog = convert(copy.deepcopy(digital), recipe.hardware, seed=0)
+        analog = convert(copy.deepcopy(network), recipe.hardware, seed=0)
         calibrate(analog, [next(iter(data.train_dataloader()))[0]])
         networks = []
         for number, change in enumerate(changes or (lambda network: None,)):
@@ -65,7 +78,7 @@ def measure(data, digital):
                 change(changed)
             networks.append(trained(changed, float(number)))
         test = list(data.test_dataloader(IMAGES))
-        points = Points("case", analog, recipe, test, digital_ranks(digital, test, ""))
+        points = Points("case", analog, recipe, test, digital_ranks(network, test, ""))
         return *points.measure(networks), points
 
     return measured
@@ -128,7 +141,7 @@ def test_a_drop_is_reached_with_little_more_than_the_least_energy(measure):
     assert lower["accuracy_q25"] < measured.accuracy_digital - 0.1
 
 
-def test_a_point_costs_what_its_own_factor_takes_wherever_its_search_ended(measure, monkeypatch):
+def test_a_point_has_the_costs_and_norms_of_its_own_factor_wherever_its_search_ended(measure, with_norm, monkeypatch):
     def ends_elsewhere(curve, log_factor, target, reads_at):
         reads = reads_at(0.0, 0, reads_at(0.0, 0, None))
         reads_at(-3.0, 1, None)
@@ -139,6 +152,9 @@ def test_a_point_costs_what_its_own_factor_takes_wherever_its_search_ended(measu
     (expected,), _, _ = measure()
     for key in ("energy_paper", "energy_total_j", "accuracy_quantised"):
         assert found[key] == expected[key]
+    _, _, after = measure(network=with_norm, max_drop=0.2, norm_batches=2)
+    _, _, straight = measure(network=with_norm, norm_batches=2)
+    assert torch.equal(after.analog[2].running_var, straight.analog[2].running_var)
 
 
 def test_few_reads_refute_and_all_confirm(measure):
@@ -232,6 +248,23 @@ def test_chips_are_measured_at_the_points_rho(measure):
     points, _, _ = measure(max_drop=(0.02, 0.3), chips=3)
     assert [len(point["accuracies_chips"]) for point in points] == [3, 3]
     assert points[0]["accuracy_chips_median"] > points[1]["accuracy_chips_median"]
+
+
+def test_norms_are_estimated_anew_at_the_points_rho(measure, with_norm):
+    def shift(network):  # as reads of another kind would
+        network[2].running_mean.add_(2 * network[2].running_var.sqrt())
+
+    (kept,), _, _ = measure(shift, network=with_norm)
+    (point,), _, points = measure(shift, network=with_norm, norm_batches=2)
+    (right,), _, _ = measure(network=with_norm)
+    assert kept["accuracy_q75"] < point["accuracy_q25"] - 0.02
+    for accuracy in ("accuracy_median", "accuracy_quantised"):  # the latter by norms that have seen no noise
+        assert point[accuracy] == pytest.approx(right[accuracy], abs=0.02)
+    found = points.analog[2].running_var.clone()
+    images = points.recipe.data.first_images(2)
+    estimate_batch_norm(points.analog, images, fold(0, 10))
+    assert torch.equal(points.analog[2].running_var, found)
+    assert points.norm_images[1].equal(images[1])
 
 
 def test_a_price_is_that_of_a_blank_image_without_data(digital):

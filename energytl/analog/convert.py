@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.optim.swa_utils import update_bn
 
 from energytl.analog.attention import (
     FUNCTIONAL,
@@ -203,6 +204,31 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     for layer, columns in samples.items():
         if columns:
             layer.fit_weight_range(torch.cat(columns, 2))
+    return analog
+
+
+def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int) -> nn.Module:
+    """Set the means and variances of batch norm to those of these images' reads, at the present ρ; in place.
+
+    Fluctuation widens what a norm sees, the more the smaller ρ is: with the statistics of other reads it scales and
+    shifts whole channels. No weight changes, and no label is asked for. Joshi 2020 (Nat. Commun. 11, 2473) corrects
+    the drift of phase-change memory so, and calls it AdaBS.
+
+    Args:
+        analog: with norms or without.
+        batches: images, on the network's device; statistics are the mean of the batches'.
+        seed: of the read noise.
+
+    >>> import torch
+    >>> network = convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    >>> norm = estimate_batch_norm(network, [torch.zeros(2, 1, 4, 4)], 0)[1]
+    >>> float(norm.running_var)
+    0.0
+    """
+    layers = list(analog_layers(analog).values())
+    layers[0].noise.reseed(seed)
+    with inference(analog), unchanging(analog):
+        update_bn(batches, analog)
     return analog
 
 

@@ -28,7 +28,7 @@ from energytl import (
     left_digital,
     to_digital,
 )
-from energytl.analog.convert import unchanging
+from energytl.analog.convert import estimate_batch_norm, unchanging
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.quantize import best_range
 from energytl.devices.variation import Variation
@@ -426,6 +426,40 @@ def test_calibration_leaves_frozen_norms_frozen(small, images):
     analog[1].eval()
     calibrate(analog, [images])
     assert not analog[1].training
+
+
+def test_batch_norm_takes_its_statistics_from_the_reads_at_the_present_rho(small, images):
+    def outputs(seed):
+        """Of the norm, by another read."""
+        analog[0].noise.reseed(seed, 0)
+        with torch.no_grad():
+            return torch.cat([analog[:2].eval()(images) for _ in range(20)])
+
+    analog = convert(small, Hardware(rho=0.05)).train()
+    calibrate(analog, [images])
+    configure(analog, computation=Noiseless())
+    estimate_batch_norm(analog, [images], seed=0)
+    noiseless = outputs(1)
+    assert noiseless.mean((0, 2, 3)) == pytest.approx(torch.zeros(4), abs=1e-5)
+    assert noiseless.std((0, 2, 3), correction=0) == pytest.approx(torch.ones(4), rel=0.01)
+    configure(analog, computation=Moments())
+    assert float(outputs(1).std((0, 2, 3)).min()) > 1.2
+    weights = copy.deepcopy([*analog.parameters()])
+    estimate_batch_norm(analog, [images] * 20, seed=0)
+    assert outputs(1).std((0, 2, 3)) == pytest.approx(torch.ones(4), rel=0.1)
+    assert all(torch.equal(now, before) for now, before in zip(analog.parameters(), weights, strict=True))
+
+
+def test_estimated_statistics_depend_on_the_seed_alone_and_modes_stay(small, images):
+    analog = convert(small, Hardware(rho=0.05)).train()
+    analog[4].eval()
+    found = []
+    for seed in (3, 4, 3):
+        estimate_batch_norm(analog, [images, 2 * images], seed)
+        found.append(analog[1].running_var.clone())
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert (analog[1].training, analog[4].training, analog[1].momentum) == (True, False, 0.1)
 
 
 @pytest.mark.parametrize(
