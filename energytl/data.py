@@ -24,8 +24,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
 
 
-WATCHED_IMAGES, WATCHED_BYTES = 250, 2**22
-"""Images, and bytes of them, in a batch with which training is watched, where training's own batches are smaller."""
+EVALUATED_IMAGES, EVALUATED_BYTES = 250, 2**22
+"""Images, and bytes of them, in a batch of which an accuracy is wanted, where training's own batches are smaller."""
 
 
 class ImageData(LightningDataModule, ABC):
@@ -92,19 +92,24 @@ class ImageData(LightningDataModule, ABC):
         self.trainer = None
         return [images for images, _ in islice(self.train_dataloader(), batches)]
 
-    def test_dataloader(self, images: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
+    @property
+    def evaluation_batch(self) -> int:
+        """Images in a batch of those that only an accuracy is wanted of: small images come in larger batches."""
+        return max(self.batch_size, min(EVALUATED_IMAGES, EVALUATED_BYTES // (4 * math.prod(self.shape))))
+
+    def test_dataloader(
+        self, images: int | None = None, batch_size: int | None = None
+    ) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the test set, in order; of so many images, evenly spaced, or of all."""
         assert self.test_set is not None
         count = len(self.test_set)  # type: ignore[arg-type]
         if images is None or images >= count:
-            return self._loader(self.test_set, None)
-        return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None)
+            return self._loader(self.test_set, None, batch_size)
+        return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None, batch_size)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it; no epoch is chosen by it. Small images come in larger batches."""
-        assert self.test_set is not None
-        fitting = min(WATCHED_IMAGES, WATCHED_BYTES // (4 * math.prod(self.shape)))
-        return self._loader(self.test_set, None, max(self.batch_size, fitting))
+        """The test set: training is watched on it; no epoch is chosen by it."""
+        return self.test_dataloader(batch_size=self.evaluation_batch)
 
     def _loader(
         self, images: Dataset[Any], sampler: DistributedSampler[Any] | None, batch_size: int | None = None

@@ -148,7 +148,7 @@ def _curves(recipe: Recipe, history: list[Row]) -> Result:
 def _test_images(recipe: Recipe) -> Batches:
     """Batches of test images: held, or where they are many, a loader of them."""
     assert recipe.evaluation is not None
-    loader = recipe.data.test_dataloader(recipe.evaluation.images)
+    loader = recipe.data.test_dataloader(recipe.evaluation.images, recipe.data.evaluation_batch)
     size = len(loader.dataset) * math.prod(recipe.data.shape) * 4  # type: ignore[arg-type]
     return list(loader) if size <= HELD_IMAGES_BYTES else loader
 
