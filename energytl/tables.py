@@ -112,7 +112,7 @@ def least_energies(results: dict[str, Result]) -> Table:
     Beside it how many times it is below the best baseline's, here and as published. Where a network does not get
     there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2.
     """
-    shown = {case: result for case, result in results.items() if _drops(result)}
+    shown = {case: result for case, result in results.items() if _points(result) and _drops(result)}
     drops = sorted({point["drop"] for result in shown.values() for point in _drops(result)})
     published = any(result.get("published") for result in shown.values())
     head = ["case"]
@@ -454,7 +454,7 @@ def _points(result: Result) -> list[Result]:
 
 def _drops(result: Result) -> list[Result]:
     """Its points at an accuracy drop."""
-    return [point for point in _points(result) if point["drop"] is not None]
+    return [point for point in result.get("points") or [] if point["drop"] is not None]
 
 
 def _energy(point: Result) -> str:
@@ -667,8 +667,7 @@ def _conditions(results: dict[str, Result]) -> list[str]:
     """How the ratio between two methods changes with the condition."""
     by_method: dict[str, dict[str, Result]] = {}
     for result in results.values():
-        at_drops = [point for point in result.get("points") or [] if point["drop"] is not None]
-        points = [point for point in at_drops if point["energy_paper"] is not None]
+        points = [point for point in _drops(result) if point["energy_paper"] is not None]
         if result.get("method") and result.get("condition") and points:
             by_method.setdefault(result["method"], {})[result["condition"]] = points[0]
     if len(by_method) < 2:

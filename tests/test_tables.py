@@ -145,6 +145,15 @@ def test_gains_are_said_of_what_is_no_baseline_at_the_drops_it_reaches(methods):
     assert "0 % drop" not in poor
 
 
+def test_gains_at_one_drop_are_said_too(synthetic):
+    results = {
+        "bits": synthetic([(0.02, 100.0, True)], baseline=True),
+        "ours": synthetic([(0.02, 5.0, True)]),
+    }
+    assert "The best baseline takes 20× (2 % drop) the cell energy of ours." in findings(results)
+    assert len(least_energies(results).rows) == 1
+
+
 def test_it_is_said_where_the_circuits_around_the_cells_turn_the_order(methods):
     (turned,) = (sentence for sentence in findings(methods) if sentence.startswith("At 1 % drop"))
     assert turned.startswith("At 1 % drop ours spends least in the cells, but with converters and drivers bits does:")
