@@ -8,7 +8,15 @@ recipe → data → digital network → convert → train → evaluate → cost 
 """
 
 from energytl import optim
-from energytl.analog.convert import analog_layers, calibrate, configure, convert, left_digital, to_digital
+from energytl.analog.convert import (
+    analog_layers,
+    calibrate,
+    configure,
+    convert,
+    estimate_batch_norm,
+    left_digital,
+    to_digital,
+)
 from energytl.analog.hardware import Hardware
 from energytl.analog.mapping import (
     BitCells,
@@ -73,6 +81,7 @@ __all__ = [
     "configure",
     "convert",
     "estimate",
+    "estimate_batch_norm",
     "left_digital",
     "optim",
     "program_",

@@ -37,7 +37,7 @@ class Evaluation:
         search_images: those of them that the search for the factor uses.
         cost_batches: test batches whose activations the energy is the mean of.
         norm_batches: training batches of which batch norm takes its means and variances anew wherever ρ is set (AdaBS,
-            see `energytl.analog.convert.estimate_batch_norm`). 0: it keeps those of training.
+            see `energytl.estimate_batch_norm`). 0: it keeps those of training.
         exact_images: test images of each point that are read once more with a state for every cell and read
             (energytl.Exact): slow, to confirm the moments. 0: none.
     """

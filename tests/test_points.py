@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from energytl import Hardware, MultilevelPair, Noiseless, analog_layers, calibrate, configure, convert
-from energytl.analog.convert import estimate_batch_norm
+from energytl import (
+    Hardware,
+    MultilevelPair,
+    Noiseless,
+    analog_layers,
+    calibrate,
+    configure,
+    convert,
+    estimate_batch_norm,
+)
 from energytl.analog.noise import fold
 from energytl.data import Digits
 from energytl.devices.variation import Variation

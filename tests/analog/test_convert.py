@@ -25,10 +25,11 @@ from energytl import (
     calibrate,
     configure,
     convert,
+    estimate_batch_norm,
     left_digital,
     to_digital,
 )
-from energytl.analog.convert import estimate_batch_norm, unchanging
+from energytl.analog.convert import unchanging
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.quantize import best_range
 from energytl.devices.variation import Variation
