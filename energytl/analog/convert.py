@@ -222,7 +222,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int)
     >>> import torch
     >>> network = convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
     >>> norm = estimate_batch_norm(network, [torch.zeros(2, 1, 4, 4)], 0)[1]
-    >>> float(norm.running_var)
+    >>> round(float(norm.running_var), 6)
     0.0
     """
     layers = list(analog_layers(analog).values())
