@@ -446,7 +446,7 @@ def energy_by_layer(results: dict[str, Result]) -> Figure | None:
             axes.set_ylabel("energy (paper units)")
         axes.set_title(case)
         _name_layers(axes, layers)
-    row[0].legend()
+    _legend_below(figure, row)
     return figure
 
 

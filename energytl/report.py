@@ -38,6 +38,7 @@ STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:92
 p,ul,figure,img{max-width:min(100%,72rem)}
 table{margin:1rem 0;border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th{white-space:normal;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left}figure{margin:2rem 0}figcaption{color:#555}"""
 
 

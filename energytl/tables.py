@@ -110,9 +110,14 @@ def least_energies(results: dict[str, Result]) -> Table:
     """The least energy of each case for each accuracy drop, in the layout of Wang 2021, tables 1 and 2.
 
     Beside it how many times it is below the best baseline's, here and as published. Where a network does not get
-    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2.
+    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2. One drop
+    alone is a table only where there are baselines.
     """
-    shown = {case: result for case, result in results.items() if _points(result) and _drops(result)}
+    shown = {
+        case: result
+        for case, result in results.items()
+        if _drops(result) and (_points(result) or any(map(_drops, _rivals(results, case))))
+    }
     drops = sorted({point["drop"] for result in shown.values() for point in _drops(result)})
     published = any(result.get("published") for result in shown.values())
     head = ["case"]
