@@ -18,7 +18,7 @@ from energytl.analog.convert import analog_layers
 from energytl.analog.fused import compact_dtype, is_large
 from energytl.analog.inference import inference
 from energytl.cost.energy import counting_pulses
-from energytl.objectives import Objective, distillation_loss, network_energy
+from energytl.objectives import Objective, distillation_loss, hint_loss, hinted, network_energy, noting_outputs
 from energytl.optim.on_chip import OnChipOptimizer
 from energytl.ranges import TrainedRanges
 
@@ -62,7 +62,7 @@ class Classifier(LightningModule):
         optimizer: parameter groups → optimizer; ρ is a group of its own, without weight decay.
         scheduler: optimizer → schedule, stepped after each epoch.
         objective: price of energy and distillation, for an analog network.
-        teacher: digital network whose outputs the objective's distillation wants.
+        teacher: digital network whose outputs and features the objective may want, with the network's modules.
         energy_unit: what λ is the price of; 0 takes the energy of the first batch, or 1, as the objective says.
         runs: independent networks side by side, of which logits are (N, classes, runs) and labels (N, runs).
 
@@ -85,11 +85,13 @@ class Classifier(LightningModule):
         self.network = network
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.objective = objective or Objective()
-        if self.objective.distillation and teacher is None:
-            raise ValueError("objective.distillation wants a teacher, the digital network")
+        if self.objective.wants_teacher and teacher is None:
+            raise ValueError("the objective wants a teacher, the digital network, for its distillation or hints")
         if teacher is not None:
             teacher = teacher.to(memory_format=torch.channels_last)  # its products are faster so
         self._teacher = [teacher]  # in a list, so that it is no child
+        hinting = [network, teacher] if self.objective.hints and teacher is not None else []
+        self._hinted = [hinted(taught, self.objective.hints) for taught in hinting] or [[], []]
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
@@ -114,9 +116,10 @@ class Classifier(LightningModule):
         price = self.objective.price
         counted = min(self.objective.activity, len(images)) if price else 0
         nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
-        with counting_pulses(self.layers, counted) if counted else nothing as energies:
+        counting = counting_pulses(self.layers, counted) if counted else nothing
+        with counting as energies, noting_outputs(self._hinted[0]) as features:
             logits = self(images)
-        loss = self._task_loss(images, logits, labels)
+        loss = self._task_loss(images, logits, labels, features)
         self.train_accuracy(logits, labels)
         self.log("train/task_loss", loss, on_step=False, on_epoch=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
@@ -130,18 +133,23 @@ class Classifier(LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss * self.runs  # to each run's weights the gradient of its own loss
 
-    def _task_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy with the labels, and distance to the teacher in the objective's proportion."""
+    def _task_loss(self, images: Tensor, logits: Tensor, labels: Tensor, features: list[Tensor]) -> Tensor:
+        """Cross entropy with the labels, and distance to the teacher in the objective's proportion; with its hints."""
         share, (teacher,) = self.objective.distillation, self._teacher
         loss = F.cross_entropy(logits, labels)
-        if not share:
+        if not self.objective.wants_teacher:
             return loss
         assert teacher is not None
         fast = is_large(images) and compact_dtype() != torch.float32
-        with inference(teacher), torch.autocast("cpu", compact_dtype()) if fast else nullcontext():
+        with (
+            inference(teacher),
+            torch.autocast("cpu", compact_dtype()) if fast else nullcontext(),
+            noting_outputs(self._hinted[1]) as hints,
+        ):
             target = teacher.to(images.device)(images)
         target = target.float() if fast else target
-        return (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
+        loss = (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
+        return loss + self.objective.hint_weight * hint_loss(features, hints) if hints else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy and loss on held-out images."""

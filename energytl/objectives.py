@@ -1,9 +1,11 @@
-"""What training minimises: the task's loss, a digital teacher's outputs, and the energy of the reads."""
+"""What training minimises: the task's loss, a digital teacher's outputs and features, and the energy of the reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from energytl.analog.layers import AnalogLayer
@@ -31,6 +33,10 @@ class Objective:
         distillation: share of the task loss, 0..1, that is the distance to the digital network's outputs instead of
             the labels (Hinton 2015: T²·KL of outputs softened by T).
         temperature: T.
+        hints: names of modules, "layer1" or "layer?.?" for all that match, whose outputs learn from those of the same
+            modules of the digital network (Romero 2015, FitNets). They tell more of an image than a few outputs do, so
+            that few images are enough.
+        hint_weight: of the `hint_loss` of these in the task loss.
     """
 
     energy_weight: float | tuple[float, ...] = 0.0
@@ -41,12 +47,14 @@ class Objective:
     weight_range_lr: float = 0.0
     distillation: float = 0.0
     temperature: float = 2.0
+    hints: tuple[str, ...] = ()
+    hint_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse negative prices and rates."""
         if not self._weights:
             raise ValueError("objective.energy_weight is an empty list; give one number or more")
-        rates = [(name, getattr(self, name)) for name in ("rho_lr", "range_lr", "weight_range_lr")]
+        rates = [(name, getattr(self, name)) for name in ("rho_lr", "range_lr", "weight_range_lr", "hint_weight")]
         for name, value in (*(("energy_weight", weight) for weight in self._weights), *rates):
             if value < 0:
                 raise ValueError(f"objective.{name} is {value}; allowed: 0 or more")
@@ -56,6 +64,9 @@ class Objective:
             raise ValueError(f"objective.distillation is {self.distillation}; allowed: 0 to 1")
         if not self.temperature > 0:
             raise ValueError(f"objective.temperature is {self.temperature}; allowed: above 0")
+        if bool(self.hints) != bool(self.hint_weight):
+            given, missing = ("hints", "hint_weight") if self.hints else ("hint_weight", "hints")
+            raise ValueError(f"objective.{given} is nothing without objective.{missing}; set both or none")
 
     @property
     def _weights(self) -> tuple[float, ...]:
@@ -76,6 +87,11 @@ class Objective:
         return [replace(self, energy_weight=weight) for weight in self._weights]
 
     @property
+    def wants_teacher(self) -> bool:
+        """Whether the digital network is to learn from."""
+        return self.distillation > 0 or self.hint_weight > 0
+
+    @property
     def trains_rho(self) -> bool:
         """Whether ρ is a parameter of the training."""
         return max(self._weights) > 0 and self.rho_lr > 0
@@ -94,3 +110,51 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     """
     student, target = (logits / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hint_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean over the places of mean (feature - teacher)² / variance of the teacher's; shapes in pairs the same.
+
+    Romero 2015 (FitNets, eq. 3) takes the squared distance; in units of the variance, no place outweighs the others.
+
+    >>> float(hint_loss([Tensor([1.0, 2.0, 3.0])], [Tensor([3.0, 2.0, 1.0])]))  # 8/3 over 1
+    2.6666667461395264
+    """
+    distances = [
+        (own - digital.float()).square().mean() / digital.float().var()
+        for own, digital in zip(features, teacher, strict=True)
+    ]
+    return sum(distances[1:], start=distances[0]) / len(distances)
+
+
+def hinted(network: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
+    """The modules of a network whose names match, in the network's order.
+
+    Raises:
+        ValueError: if a pattern matches none.
+
+    >>> hinted(nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), ["[1-9]"])
+    [Linear(in_features=2, out_features=1, bias=True)]
+    """
+    patterns, names = list(patterns), [name for name, _ in network.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"objective.hints: {pattern} is no module of the network; allowed: {', '.join(names)}, and patterns of "
+                "these, as layer?"
+            )
+    return [
+        module for name, module in network.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+
+
+@contextmanager
+def noting_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """While it is open, each call of one of these modules appends its output."""
+    outputs: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -169,7 +169,7 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
         module = Classifier(network, data.classes, stage.optimizer, stage.scheduler, runs=data.runs)
         fit(case, module, stage, data, seed, checkpoints, None, history)
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
-    teacher = copy.deepcopy(network) if stage.objective.distillation else None
+    teacher = copy.deepcopy(network) if stage.objective.wants_teacher else None
     analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
     going_on = start if stage.on_recipes_arrays else Start(start.rho)
     going_on.apply_(analog)

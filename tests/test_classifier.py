@@ -11,7 +11,7 @@ from energytl.callbacks import History, SeededEpochs
 from energytl.classifier import Classifier, RunAccuracies
 from energytl.data import Digits
 from energytl.models import SideBySide, mlp
-from energytl.objectives import Objective, distillation_loss, network_energy
+from energytl.objectives import Objective, distillation_loss, hint_loss, network_energy
 
 
 def train(objective, epochs=2, seed=0, rho=1.0):
@@ -143,9 +143,38 @@ def test_many_images_are_taught_in_bfloat16_where_that_is_fast(monkeypatch):
     assert exact != loss(torch.bfloat16, 32) == pytest.approx(exact, rel=0.02)
 
 
-def test_distillation_wants_a_teacher():
+@pytest.mark.parametrize("wish", [{"distillation": 0.5}, {"hints": ("1",), "hint_weight": 1.0}])
+def test_distillation_and_hints_want_a_teacher(wish):
     with pytest.raises(ValueError, match="wants a teacher"):
-        silent_step(Objective(distillation=0.5))
+        silent_step(Objective(**wish))
+
+
+def test_features_that_know_nothing_of_the_teachers_are_two_variances_away():
+    generator = torch.Generator().manual_seed(0)
+    own, teacher = (3 + scale * torch.randn(100, 1000, generator=generator) for scale in (2.0, 2.0))
+    assert float(hint_loss([own], [teacher])) == pytest.approx(2, abs=0.03)
+    assert float(hint_loss([own, 5 * own], [teacher, 5 * teacher])) == pytest.approx(float(hint_loss([own], [teacher])))
+    assert float(hint_loss([teacher, own], [teacher, teacher])) == pytest.approx(1, abs=0.015)
+
+
+def test_the_loss_with_hints_adds_their_weight_times_the_distance_of_the_features():
+    torch.manual_seed(1)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    network, (images, labels), logits, loss = silent_step(Objective(hints=("[12]",), hint_weight=0.7), teacher)
+    own, target = ([net[:upto](images).detach().flatten(1).numpy() for upto in (2, 3)] for net in (network, teacher))
+    distances = [((a - b) ** 2).mean() / b.var(ddof=1) for a, b in zip(own, target, strict=True)]
+    expected = float(nn.functional.cross_entropy(logits, labels).detach()) + 0.7 * sum(distances) / 2
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not network[1]._forward_hooks
+    assert not teacher[1]._forward_hooks
+
+
+def test_a_hint_that_is_no_module_is_refused_with_those_that_are():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"objective.hints: layer\? is no module of the network; allowed: 0, 1, 2, 3"):
+        silent_step(Objective(hints=("1", "layer?"), hint_weight=1.0), teacher)
 
 
 @pytest.mark.parametrize("images", [1, 5, 8, 100])
