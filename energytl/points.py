@@ -94,6 +94,7 @@ class Points:
         self.few = every(test, stride)
         self.accuracy_digital_few = float(self.digital[::stride].double().mean())
         self._without_noise: dict[int, float] = {}
+        self._log_factor: float | None = None
         device = next(analog.parameters()).device
         self.norm_images = [images.to(device) for images in recipe.data.first_images(self.evaluation.norm_batches)]
 
@@ -113,7 +114,7 @@ class Points:
         return points, [curve_row for candidate in candidates for curve_row in self._curve_rows(candidate)]
 
     def _candidate(self, trained: Trained) -> Candidate:
-        self.analog.load_state_dict(trained.state)
+        self._load(trained)
         self._estimate_norms()
         layers = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe).layers
         energies, scale = [float(layer.energy_paper or 0.0) for layer in layers], RhoScale(self.analog)
@@ -139,7 +140,7 @@ class Points:
         return measured
 
     def _at_trained(self, trained: Trained) -> Result:
-        self.analog.load_state_dict(trained.state)
+        self._load(trained)
         self._estimate_norms()
         reads = self._reads(2)
         return {"drop": None, "reached": None, "rho_factor": 1.0} | self._result(trained, reads)
@@ -157,7 +158,7 @@ class Points:
 
         reaching = [c for c in candidates if c.curve.rising[-1] >= target - shift - NEAR]
         for candidate in sorted(reaching, key=expected):
-            self.analog.load_state_dict(candidate.trained.state)
+            self._load(candidate.trained)
             label = f"{self.label}: least ρ for {100 * drop:g} % drop"
             accuracy_at = self._accuracy_at(candidate.scale, self.test, 5, label)
             start = refine(candidate.curve, target, accuracy_at, candidate.shifts)
@@ -169,7 +170,7 @@ class Points:
                 log_factor, reads = found
                 return {"drop": drop, "reached": True} | self._scaled(candidate, log_factor, reads)
         best = max(candidates, key=lambda c: c.curve.rising[-1])
-        self.analog.load_state_dict(best.trained.state)
+        self._load(best.trained)
         own_best = best.curve.least(best.curve.rising[-1] - OWN_BEST)
         assert own_best is not None
         return {"drop": drop, "reached": False} | self._scaled(best, own_best)
@@ -206,7 +207,7 @@ class Points:
         factors = [c.scale.spending(c.energies, budget) for c in candidates]
         chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
         candidate, log_factor = candidates[chosen], factors[chosen]
-        self.analog.load_state_dict(candidate.trained.state)
+        self._load(candidate.trained)
         for _ in range(BUDGET_ROUNDS):  # noise enlarges activations, so energy is not just proportional to ρ
             self._set(candidate.scale, log_factor)
             cost = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe)
@@ -219,10 +220,16 @@ class Points:
         draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
         return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
 
+    def _load(self, trained: Trained) -> None:
+        self.analog.load_state_dict(trained.state)
+        self._log_factor = None
+
     def _set(self, scale: RhoScale, log_factor: float) -> None:
-        """All ρ scaled, with norms that know how reads fluctuate there."""
-        scale.set(log_factor)
-        self._estimate_norms()
+        """All ρ of the loaded network scaled, with norms that know how reads fluctuate there."""
+        if log_factor != self._log_factor:
+            scale.set(log_factor)
+            self._estimate_norms()
+            self._log_factor = log_factor
 
     def _estimate_norms(self) -> None:
         if self.norm_images:
