@@ -90,8 +90,8 @@ class Classifier(LightningModule):
         if teacher is not None:
             teacher = teacher.to(memory_format=torch.channels_last)  # its products are faster so
         self._teacher = [teacher]  # in a list, so that it is no child
-        hinting = [network, teacher] if self.objective.hints and teacher is not None else []
-        self._hinted = [hinted(taught, self.objective.hints) for taught in hinting] or [[], []]
+        both = network, network if teacher is None else teacher
+        self._hinted = [hinted(one, self.objective.hints) for one in both]
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
