@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,14 +121,11 @@ def hint_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     >>> float(hint_loss([Tensor([1.0, 2.0, 3.0])], [Tensor([3.0, 2.0, 1.0])]))  # 8/3 over 1
     2.6666667461395264
     """
-    distances = [
-        (own - digital.float()).square().mean() / digital.float().var()
-        for own, digital in zip(features, teacher, strict=True)
-    ]
-    return sum(distances[1:], start=distances[0]) / len(distances)
+    pairs = [(own, digital.float()) for own, digital in zip(features, teacher, strict=True)]
+    return torch.stack([F.mse_loss(own, digital) / digital.var() for own, digital in pairs]).mean()
 
 
-def hinted(network: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
+def hinted(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """The modules of a network whose names match, in the network's order.
 
     Raises:
@@ -136,16 +134,14 @@ def hinted(network: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
     >>> hinted(nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), ["[1-9]"])
     [Linear(in_features=2, out_features=1, bias=True)]
     """
-    patterns, names = list(patterns), [name for name, _ in network.named_modules() if name]
+    modules = {name: module for name, module in network.named_modules() if name}
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            outer = ", ".join(name for name in names if name.count(".") < 2)
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            outer = ", ".join(name for name in modules if name.count(".") < 2)
             raise ValueError(
                 f"objective.hints: {pattern} is no module of the network; allowed: {outer}, their parts, and patterns"
             )
-    return [
-        module for name, module in network.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+    return [module for name, module in modules.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 @contextmanager
