@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from energytl.analog.inference import hooked
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import regularised_energy
 
@@ -148,9 +149,5 @@ def hinted(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
 def noting_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """While it is open, each call of one of these modules appends its output."""
     outputs: list[Tensor] = []
-    hooks = [module.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for module in modules]
-    try:
+    with hooked(modules, lambda _, inputs, output: outputs.append(output)):
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

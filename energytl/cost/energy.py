@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from energytl.analog.inference import hooked
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.mapping import conductance, stored_magnitude
 from energytl.analog.quantize import fake_quantize, round_to_integers
@@ -44,12 +45,8 @@ def counting_pulses(layers: Iterable[AnalogLayer], images: int) -> Iterator[list
         first: Tensor = _First.apply(inputs[0], images)
         energies.append(paper_energy(layer, first))
 
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with hooked(layers, count):
         yield energies
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _First(Function):

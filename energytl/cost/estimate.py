@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers
-from energytl.analog.inference import inference
+from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (
     cell_energy,
@@ -157,10 +157,9 @@ def estimate(
         assert isinstance(layer, AnalogLayer)
         inputs[layer].append(arguments[0])
 
-    hooks = [layer.register_forward_hook(note) for layer in inputs]
     ranges = {layer: layer.input_range for layer in inputs}
     try:
-        with inference(analog):
+        with inference(analog), hooked(inputs, note):
             analog(example)
             return Cost(
                 tuple(
@@ -169,8 +168,6 @@ def estimate(
                 )
             )
     finally:
-        for hook in hooks:
-            hook.remove()
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
                 layer.input_range = input_range
