@@ -51,7 +51,7 @@ def test_four_workers_on_postgresql_of_which_one_is_killed(postgresql, study, st
         known = trials.trials
     assert known[victim.number].state == TrialState.FAIL
     (again,) = (t for t in known if original(t) == victim.number and t.state == TrialState.COMPLETE)
-    assert again.params == victim.params
+    assert known[victim.number].params.items() <= again.params.items()  # it may die between two suggestions
     assert "6 trials: 6 measured; 1 of them repeated" in out
 
 
