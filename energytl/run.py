@@ -26,7 +26,7 @@ from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
 from energytl.evaluation import Batches, digital_ranks, run_accuracies
-from energytl.objectives import Objective
+from energytl.objectives import Objective, hinted
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Pretrain, Recipe, RecipeError, Stage, flat
@@ -213,6 +213,7 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
         _refuse_other_shapes(recipe.network, recipe.data)
+        hinted(recipe.network, recipe.objective.hints)  # refuses what is no module
         for name, stage in recipe.before.items():
             _refuse_stage(recipe, name, stage)
         analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)

@@ -200,6 +200,7 @@ def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatc
         (["--train.epochs", "0"], "epochs is 0; allowed: 1 or more (or no training: null)"),
         (["--seed", "-1"], "seed is -1; allowed: 0 to"),
         (["--trainer.accelerator", "tpu"], "trainer: "),
+        (["--objective.hints=[layer9]", "--objective.hint_weight=1"], "layer9 is no module of the network; allowed: "),
     ],
 )
 def test_what_a_user_can_mend_is_said_before_anything_runs(recipe, tmp_path, capsys, arguments, says):
