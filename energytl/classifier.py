@@ -61,7 +61,7 @@ class Classifier(LightningModule):
         classes: number of classes.
         optimizer: parameter groups → optimizer; ρ is a group of its own, without weight decay.
         scheduler: optimizer → schedule, stepped after each epoch.
-        objective: price of energy and distillation, for an analog network.
+        objective: price of energy, distillation and hints, for an analog network.
         teacher: digital network whose outputs and features the objective may want, with the network's modules.
         energy_unit: what λ is the price of; 0 takes the energy of the first batch, or 1, as the objective says.
         runs: independent networks side by side, of which logits are (N, classes, runs) and labels (N, runs).
@@ -91,7 +91,7 @@ class Classifier(LightningModule):
             teacher = teacher.to(memory_format=torch.channels_last)  # its products are faster so
         self._teacher = [teacher]  # in a list, so that it is no child
         both = network, network if teacher is None else teacher
-        self._hinted = [hinted(one, self.objective.hints) for one in both]
+        self._hinted, self._teachers_hinted = [hinted(one, self.objective.hints).values() for one in both]
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
@@ -111,13 +111,13 @@ class Classifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Task loss, distillation + λ·energy."""
+        """Task loss with what the teacher adds + λ·energy."""
         images, labels = batch
         price = self.objective.price
         counted = min(self.objective.activity, len(images)) if price else 0
         nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
         counting = counting_pulses(self.layers, counted) if counted else nothing
-        with counting as energies, noting_outputs(self._hinted[0]) as features:
+        with counting as energies, noting_outputs(self._hinted) as features:
             logits = self(images)
         loss = self._task_loss(images, logits, labels, features)
         self.train_accuracy(logits, labels)
@@ -144,12 +144,13 @@ class Classifier(LightningModule):
         with (
             inference(teacher),
             torch.autocast("cpu", compact_dtype()) if fast else nullcontext(),
-            noting_outputs(self._hinted[1]) as hints,
+            noting_outputs(self._teachers_hinted) as hints,
         ):
             target = teacher.to(images.device)(images)
-        target = target.float() if fast else target
-        loss = (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
-        return loss + self.objective.hint_weight * hint_loss(features, hints) if hints else loss
+        if share:
+            target = target.float() if fast else target
+            loss = (1 - share) * loss + share * distillation_loss(logits, target, self.objective.temperature)
+        return loss + self.objective.hint_weight * hint_loss(features, hints) if self.objective.hints else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy and loss on held-out images."""

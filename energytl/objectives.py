@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from energytl.analog.inference import hooked
+from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import regularised_energy
 
@@ -36,8 +37,8 @@ class Objective:
             the labels (Hinton 2015: T²·KL of outputs softened by T).
         temperature: T.
         hints: names of modules, "layer1" or "layer?.?" for all that match, whose outputs learn from those of the same
-            modules of the digital network (Romero 2015, FitNets). On ResNet-20, with all nine blocks and a quarter
-            fewer steps, A+B took 1.5 and 1.1 times less energy at 1 and 2 % drop, A+B+C 1.1 times more and 1.2 less.
+            modules of the digital network (Romero 2015, FitNets), so that each part of the network learns to take the
+            fluctuation out of what it reads.
         hint_weight: of the `hint_loss` of these in the task loss.
     """
 
@@ -126,14 +127,14 @@ def hint_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.mse_loss(own, digital) / digital.var() for own, digital in pairs]).mean()
 
 
-def hinted(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+def hinted(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
     """The modules of a network whose names match, in the network's order.
 
     Raises:
         ValueError: if a pattern matches none.
 
     >>> hinted(nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), ["[1-9]"])
-    [Linear(in_features=2, out_features=1, bias=True)]
+    {'1': Linear(in_features=2, out_features=1, bias=True)}
     """
     modules = {name: module for name, module in network.named_modules() if name}
     for pattern in patterns:
@@ -142,7 +143,39 @@ def hinted(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
             raise ValueError(
                 f"objective.hints: {pattern} is no module of the network; allowed: {outer}, their parts, and patterns"
             )
-    return [module for name, module in modules.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return {name: module for name, module in modules.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def refuse_hints(digital: nn.Module, analog: nn.Module, patterns: Sequence[str], images: Tensor) -> None:
+    """Refuse modules whose outputs for these images cannot be compared.
+
+    Raises:
+        ValueError: if a module does not give the same tensors in both networks (attention reads the weights of some
+            without calling them), or what follows it overwrites them in place.
+    """
+    taught = _output_shapes(digital, patterns, images)
+    for name, shapes in _output_shapes(analog, patterns, images).items():
+        if not shapes or None in shapes or shapes != taught.get(name):
+            raise ValueError(
+                f"objective.hints: {name} does not give the same tensors in the digital and the analog network; name a "
+                "module around it"
+            )
+
+
+def _output_shapes(network: nn.Module, patterns: Sequence[str], images: Tensor) -> dict[str, list[torch.Size | None]]:
+    """Shapes of each hinted module's outputs, one a call; None for what is no tensor."""
+    names = {module: name for name, module in hinted(network, patterns).items()}
+    outputs: dict[str, list[tuple[Any, int]]] = {name: [] for name in names.values()}
+
+    def note(module: nn.Module, _: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
+        outputs[names[module]].append((output, getattr(output, "_version", 0)))
+
+    with inference(network), hooked(names, note):
+        network(images)
+    for name, calls in outputs.items():
+        if any(getattr(output, "_version", 0) != version for output, version in calls):
+            raise ValueError(f"objective.hints: what follows {name} overwrites its output; name the module around both")
+    return {name: [getattr(output, "shape", None) for output, _ in calls] for name, calls in outputs.items()}
 
 
 @contextmanager

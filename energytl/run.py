@@ -26,7 +26,7 @@ from energytl.classifier import Classifier
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
 from energytl.evaluation import Batches, digital_ranks, run_accuracies
-from energytl.objectives import Objective, hinted
+from energytl.objectives import Objective, refuse_hints
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Pretrain, Recipe, RecipeError, Stage, flat
@@ -213,7 +213,6 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
         _refuse_other_shapes(recipe.network, recipe.data)
-        hinted(recipe.network, recipe.objective.hints)  # refuses what is no module
         for name, stage in recipe.before.items():
             _refuse_stage(recipe, name, stage)
         analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
@@ -223,7 +222,7 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         if not any(parameter.requires_grad for parameter in analog.parameters()):
             raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
         if recipe.train is not None:
-            _refuse_optimizer(analog, recipe.train, recipe.objective.stages()[0])
+            _refuse_training(recipe.network, analog, recipe.train, recipe.objective.stages()[0], recipe.data)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
@@ -245,7 +244,7 @@ def _refuse_stage(recipe: Recipe, name: str, stage: Pretrain) -> None:
             load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
         if isinstance(stage, Stage):
             analog = convert(copy.deepcopy(network), stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
-            _refuse_optimizer(analog, stage, stage.objective)
+            _refuse_training(network, analog, stage, stage.objective, stage.data or recipe.data)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{name}: {error}") from error
 
@@ -265,10 +264,14 @@ def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
         )
 
 
-def _refuse_optimizer(analog: nn.Module, settings: Fit, objective: Objective) -> None:
-    """Refuse, before anything trains, what an optimizer does where it is made."""
+def _refuse_training(
+    digital: nn.Module, analog: nn.Module, settings: Fit, objective: Objective, data: ImageData
+) -> None:
+    """Refuse, before anything trains, hints that cannot be compared and what an optimizer does where it is made."""
     for layer in analog_layers(analog).values():
         layer.input_range = 1.0  # any: nothing is calibrated yet
+    if objective.hints:
+        refuse_hints(digital, analog, objective.hints, torch.zeros(1, *data.shape))
     Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog).configure_optimizers()
 
 

@@ -76,7 +76,7 @@ def train(
         case: its settings.
         recipe: what they make.
         analog: the converted and calibrated network; left as the last training leaves it.
-        teacher: a digital network to learn from, if the objective distils.
+        teacher: a digital network to learn from, if the objective wants one.
         folder: where checkpoints go.
         kept: folder of finished trainings, which serve every run with the same settings, if the recipe shares them.
         logger: of the curves.

@@ -1,5 +1,8 @@
 """Training: what the objective does to energy and ρ, and that seeds hold."""
 
+import copy
+import re
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -11,7 +14,7 @@ from energytl.callbacks import History, SeededEpochs
 from energytl.classifier import Classifier, RunAccuracies
 from energytl.data import Digits
 from energytl.models import SideBySide, mlp
-from energytl.objectives import Objective, distillation_loss, hint_loss, network_energy
+from energytl.objectives import Objective, distillation_loss, hint_loss, network_energy, refuse_hints
 
 
 def train(objective, epochs=2, seed=0, rho=1.0):
@@ -171,10 +174,34 @@ def test_the_loss_with_hints_adds_their_weight_times_the_distance_of_the_feature
     assert not teacher[1]._forward_hooks
 
 
-def test_a_hint_that_is_no_module_is_refused_with_those_that_are():
-    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    with pytest.raises(ValueError, match=r"objective.hints: layer\? is no module of the network; allowed: 0, 1, 2, 3"):
-        silent_step(Objective(hints=("1", "layer?"), hint_weight=1.0), teacher)
+class Attentive(nn.Module):
+    """Attention over five features; it reads the weights of its output layer without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LayerNorm(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.norm(self.attention(x, x, x)[0]))
+
+
+@pytest.mark.parametrize(
+    ("hint", "says"),
+    [
+        ("attention", "attention does not give the same tensors"),  # but a tuple
+        ("attention.out_proj", "attention.out_proj does not give the same tensors"),
+        ("norm", "what follows norm overwrites its output"),
+        ("layer?", "is no module of the network; allowed: attention, attention.out_proj, norm, relu"),
+    ],
+)
+def test_hints_that_cannot_be_compared_are_refused(hint, says):
+    digital, images = Attentive(), torch.zeros(1, 5, 4)
+    analog = convert(copy.deepcopy(digital), seed=0)
+    refuse_hints(digital, analog, ["relu"], images)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        refuse_hints(digital, analog, ["relu", hint], images)
+    assert not any(module._forward_hooks for module in digital.modules())
 
 
 @pytest.mark.parametrize("images", [1, 5, 8, 100])

@@ -227,10 +227,11 @@ def test_preparing_a_case_leaves_its_network_in_training_mode(tmp_path, distilla
     assert all(module.training for module in network.modules())
 
 
-def test_distillation_pulls_towards_the_digital_network(run, tmp_path):
+@pytest.mark.parametrize("objective", [{"distillation": 1.0}, {"hints": ["1"], "hint_weight": 30.0}])
+def test_distillation_and_hints_pull_towards_the_digital_network(run, tmp_path, objective):
     torch.manual_seed(0)
     torch.save(mlp(hidden=(8,)).state_dict(), tmp_path / "random.pt")  # a teacher of nothing
     settings = SETTINGS | {"weights": str(tmp_path / "random.pt"), "pretrain": None}
     own, _ = run(settings)
-    distilled, _ = run(settings | {"objective": {"distillation": 1.0}})
-    assert distilled["history"][-1]["train/accuracy"] < own["history"][-1]["train/accuracy"] - 0.05
+    taught, _ = run(settings | {"objective": objective})
+    assert taught["history"][-1]["train/accuracy"] < own["history"][-1]["train/accuracy"] - 0.05

@@ -697,6 +697,25 @@ def test_training_with_nothing_to_train_is_refused_before_it_starts(run, frozen,
     assert says in refused(prepare, case, True)
 
 
+def overwriting() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU(inplace=True))
+
+
+@pytest.mark.parametrize("where", ["train", "stage"])
+def test_hints_that_do_not_last_are_refused_before_anything_trains(run, where):
+    hints = {"objective": {"hints": ["1"], "hint_weight": 1.0}}
+    settings = {"train": sgd()} | hints if where == "train" else {"stages": {"a": sgd() | hints}}
+    (case,) = run.cases({"network": "test_stages.overwriting"} | settings)
+    assert "what follows 1 overwrites its output" in refused(prepare, case, True)
+
+
+def test_a_stage_learns_from_hints_alone(run):
+    wish = {"hints": ["2"], "hint_weight": 2.0}
+    plain, hinted = (run({"stages": {"a": sgd(lr=0.0) | extra}}).result for extra in ({}, {"objective": wish}))
+    losses = [result["stages"][0]["history"][-1]["train/task_loss"] for result in (plain, hinted)]
+    assert losses[1] > losses[0] + 1e-4  # reads fluctuate: no feature is quite the digital one
+
+
 # The write, and how soon training rises
 
 
