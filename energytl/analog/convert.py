@@ -19,7 +19,7 @@ from energytl.analog.attention import (
     use_weights,
 )
 from energytl.analog.hardware import Hardware
-from energytl.analog.inference import inference
+from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.noise import NoiseStream
 
@@ -184,20 +184,15 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
     }
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(layer, AnalogLayer)
         ranges[layer].append(layer.best_input_range(inputs[0]))
         if layer in samples:
             samples[layer].append(layer.sampled(inputs[0]))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in ranges]
-    try:
-        with inference(analog):
-            for batch in batches:
-                analog(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with inference(analog), hooked(ranges, note):
+        for batch in batches:
+            analog(batch)
     for layer, seen in ranges.items():
         if seen:
             layer.input_range = sum(seen) / len(seen)
