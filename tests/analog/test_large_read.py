@@ -26,6 +26,7 @@ LAYERS = {
     "3x3": (lambda: nn.Conv2d(8, 16, 3, padding=1), (64, 8, 24, 24)),
     "no bias": (lambda: nn.Conv2d(16, 8, 3, padding=1, stride=2, bias=False), (64, 16, 17, 17)),
     "grouped": (lambda: nn.Conv2d(8, 8, 3, groups=4), (64, 8, 24, 24)),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, 2, 1, groups=8), (64, 8, 24, 24)),
     "reflected": (lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), (64, 8, 24, 24)),
     "one channel": (lambda: nn.Conv2d(1, 8, 3), (300, 1, 30, 30)),
     "linear": (lambda: nn.Linear(64, 32), (4100, 64)),
