@@ -35,11 +35,11 @@ from energytl.tables import aligned, quantity
 from energytl.training import first_training
 from energytl.workers import run_cases, waiting_last, wants_processes
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 if nobody reads on, 2 for what the user can mend, 130 after Ctrl-C."""
     quiet_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = _parser()
@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = ways.get(given.command, "")
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # as `| head` closes it; Python's last flush must not fail, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except OSError as error:
         advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
         unwritable = given.command in ("run", "search") and not isinstance(error, URLError)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -329,6 +330,15 @@ def test_help_and_resolved_settings(recipe, capsys):
 def test_wrong_usage_is_one_line(arguments, capsys):
     assert cli.main(arguments) == 2
     one_line(capsys)
+
+
+def test_a_pipe_that_nobody_reads_on_is_no_error(recipe):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "energytl.cli", "check", str(recipe)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_two_processes_train_one_network(recipe, tmp_path):
