@@ -216,8 +216,7 @@ def energy_by_condition(results: dict[str, Result]) -> Figure | None:
         axes.set(yscale="log", ylabel=label)
         axes.set_xticks(range(len(conditions)), conditions)
         if key.endswith("_j"):
-            axes.yaxis.set_major_formatter(EngFormatter("J"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            label_decades(axes.yaxis, "J")
         axes.grid(alpha=0.3)
     row[0].legend(fontsize="small")
     return figure

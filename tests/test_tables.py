@@ -277,6 +277,16 @@ def test_energies_by_condition_are_a_line_a_method(synthetic):
     assert lines(joules) == {"A": [1e-9, 1e-9], "B": [1e-9, 1e-9]}
 
 
+def test_joules_within_a_decade_have_labels(synthetic):
+    results = grouped(synthetic)
+    for result, energy in zip(results.values(), (1.4e-6, 7.1e-6, 1.4e-6, 7.1e-6), strict=True):
+        result["points"][0]["energy_total_j"] = energy
+    _, joules = figures(results)["energy_by_condition"].axes
+    low, high = joules.get_ylim()
+    ticks = zip(joules.get_yticks(), joules.get_yticklabels(), strict=True)
+    assert [label.get_text() for tick, label in ticks if low <= tick <= high] == ["2 µJ", "5 µJ"]
+
+
 def test_energies_by_condition_show_the_least_and_the_largest_of_the_seeds(synthetic):
     points = [[(0.01, 9.0, True)], [(0.01, 7.0, True)], [(0.01, 1.0, False)]]
     paper, joules = figures(
