@@ -91,7 +91,7 @@ class Classifier(LightningModule):
             teacher = teacher.to(memory_format=torch.channels_last)  # its products are faster so
         self._teacher = [teacher]  # in a list, so that it is no child
         both = network, network if teacher is None else teacher
-        self._hinted, self._teachers_hinted = [hinted(one, self.objective.hints).values() for one in both]
+        self._hinted, self._teachers_hinted = [[*hinted(one, self.objective.hints).values()] for one in both]
         self.layers = list(analog_layers(network).values())
         for layer in self.layers:  # before a strategy wraps the module: it waits for the gradients of what wants one
             layer.log_rho.requires_grad_(self.objective.trains_rho and layer.weight.requires_grad)
