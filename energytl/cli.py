@@ -278,7 +278,7 @@ def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> i
 
 
 def _analog(recipe: Recipe) -> nn.Module:
-    return analog_network(recipe, recipe.network, recipe.hardware, recipe.data, recipe.seed)
+    return analog_network(recipe, recipe.network, recipe.hardware, recipe.data, recipe.seed, recipe.calibration)
 
 
 def _cost_row(name: str, rho: str, cost: Cost | LayerCost) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from energytl.convergence import Group, Key, groups, order_quantile, speeds
 from energytl.results import Result
-from energytl.tables import depthwise_shares, merge_seeds, speed_text
+from energytl.tables import depthwise_shares, merge_seeds, published_energies, speed_text
 
 COMPONENTS = {
     "energy_cell_j": "cells",
@@ -94,7 +94,7 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
     if not shown:
         return None
     energies = {
-        "energy_paper": "cells' energy per image, Σ ρ·|w|·pulses (paper units)",
+        "energy_paper": "energy per image, Σ ρ·|w|·pulses (paper units)",
         "energy_total_j": "total energy per image, circuits included",
     }
     energies = {
@@ -143,10 +143,12 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
 
 def _draw_curves(axes: Axes, result: Result, colour: str) -> None:
     """What the search for the points saw, a thin line for each trained network."""
-    rows = result.get("curves") or []
-    for weight in {row["energy_weight"] for row in rows}:
-        line = [(row["energy_paper"], 100 * row["accuracy"]) for row in rows if row["energy_weight"] == weight]
-        axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.7, alpha=0.6, zorder=0)
+    curves: dict[float, list[tuple[float, float]]] = {}
+    for row in result.get("curves") or []:
+        network = row.get("network", row["energy_weight"])  # older results only say its price
+        curves.setdefault(network, []).append((row["energy_paper"], 100 * row["accuracy"]))
+    for curve in curves.values():
+        axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7, alpha=0.6, zorder=0)
 
 
 def least_energy(results: dict[str, Result]) -> Figure | None:
@@ -158,7 +160,7 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
     }
     if not shown:
         return None
-    published = {case: results[case]["published"] for case in shown if results[case].get("published")}
+    published = {case: by_drop for case in shown if (by_drop := published_energies(results[case]))}
     figure, (ours, *theirs) = panels(2 if published else 1, height=4.4)
     colours = _colours(results)
     for case, points in shown.items():
@@ -171,8 +173,8 @@ def least_energy(results: dict[str, Result]) -> Figure | None:
             _draw_seeds(ours, drop, point, colours[case])
         for axes in theirs:
             if case in published:
-                axes.plot(drops[: len(published[case])], published[case], "o-", color=colours[case], label=case)
-                axes.set(title="published", ylabel="energy (the paper's joules)")
+                axes.plot(drops, [*published[case].values()], "o-", color=colours[case], label=case)
+                axes.set(title="published", ylabel="energy (the paper's unit)")
     ours.set(title="energytl", ylabel="energy (paper units)")
     for axes in (ours, *theirs):
         axes.set(yscale="log", xlabel="accuracy drop allowed")
@@ -441,7 +443,7 @@ def energy_by_layer(results: dict[str, Result]) -> Figure | None:
             axes.yaxis.set_major_formatter(EngFormatter("J"))
             axes.set_ylabel("energy per image")
         else:
-            axes.bar(places, [layer["energy_paper"] for layer in layers], label="cells, paper units")
+            axes.bar(places, [layer["energy_paper"] for layer in layers], label="paper units")
             axes.set_ylabel("energy (paper units)")
         axes.set_title(case)
         _name_layers(axes, layers)
@@ -522,7 +524,7 @@ def training_on_chip(results: dict[str, Result]) -> Figure | None:
 def learning_costs(results: dict[str, Result]) -> Figure | None:
     """Accuracy after learning on the chip against what reading, and what learning took; a colour for each method."""
     axes_of = {
-        "energy_paper": ("cells' energy per image, Σ ρ·|w|·pulses (paper units)", ""),
+        "energy_paper": ("energy per image, Σ ρ·|w|·pulses (paper units)", ""),
         "training_energy_j": ("energy of the training", "J"),
         "training_latency_s": ("time of the training", "s"),
     }

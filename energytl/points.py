@@ -111,7 +111,7 @@ class Points:
         found = [self._at_drop(candidates, drop) for drop in drops]
         points = [self._cheapest(own, found) for own in found]
         points += [self._at_budget(candidates, budget) for budget in budgets]
-        return points, [curve_row for candidate in candidates for curve_row in self._curve_rows(candidate)]
+        return points, [row for number, candidate in enumerate(candidates) for row in curve_rows(number, candidate)]
 
     def _candidate(self, trained: Trained) -> Candidate:
         self._load(trained)
@@ -303,17 +303,19 @@ class Points:
         accuracy = float(exact.double().mean())
         return {"images": len(exact), "accuracy": accuracy, "difference": difference, "standard_error": error}
 
-    def _curve_rows(self, candidate: Candidate) -> list[dict[str, Any]]:
-        """Energy and accuracy of the search, as plain numbers."""
-        curve = candidate.curve
-        return [
-            {
-                "energy_weight": candidate.trained.energy_weight,
-                "energy_paper": candidate.scale.energy(candidate.energies, log_factor),
-                "accuracy": accuracy,
-            }
-            for log_factor, accuracy in zip(curve.log_factors, curve.accuracies, strict=True)
-        ]
+
+def curve_rows(number: int, candidate: Candidate) -> list[dict[str, Any]]:
+    """Energy and accuracy of the search on the number-th trained network, as plain numbers."""
+    curve = candidate.curve
+    return [
+        {
+            "network": number,
+            "energy_weight": candidate.trained.energy_weight,
+            "energy_paper": candidate.scale.energy(candidate.energies, log_factor),
+            "accuracy": accuracy,
+        }
+        for log_factor, accuracy in zip(curve.log_factors, curve.accuracies, strict=True)
+    ]
 
 
 def histogram(layer: AnalogLayer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from energytl.analog.hardware import Hardware
-from energytl.analog.read import Computation, Moments
+from energytl.analog.read import Computation, Moments, Noiseless
 from energytl.convergence import Convergence
 from energytl.cost.periphery import Periphery
 from energytl.data import ImageData
@@ -219,6 +219,11 @@ class Recipe:
     def before(self) -> dict[str, Pretrain]:
         """The trainings before the recipe's own, in their order, by name."""
         return ({PRETRAIN: self.pretrain} if self.pretrain else {}) | self.stages
+
+    @property
+    def calibration(self) -> Computation:
+        """How calibration reads: as training does; without training without fluctuation, alike for all read schemes."""
+        return Noiseless() if self.train is None else self.training_computation
 
 
 @dataclass(frozen=True)

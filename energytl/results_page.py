@@ -59,11 +59,14 @@ def results_page(recipe_folders: list[Path], recipes: Path, page: Path) -> str:
 
 
 def _sections(page: Path) -> dict[str, str]:
-    """The sections of a page by their recipe, in their order; none if there is no page."""
+    """The sections of a page by their recipe, or else their heading, in their order; none if there is no page."""
     text = page.read_text("utf-8") if page.is_file() else ""
     parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
-    commands = {part: re.search(r"^energytl run recipes/(\S+)\.yaml", part, re.MULTILINE) for part in parts}
-    return {command[1]: part.rstrip() + "\n" for part, command in commands.items() if command}
+    sections = {}
+    for part in parts:
+        command = re.search(r"^energytl run recipes/(\S+)\.yaml", part, re.MULTILINE)
+        sections[command[1] if command else part.partition("\n")[0]] = part.rstrip() + "\n"
+    return sections
 
 
 def _section(folder: Path, results: dict[str, Result], recipe: Path, beside: Path) -> str:
@@ -116,6 +119,6 @@ def _made(results: dict[str, Result]) -> str:
     dates = sorted({result["finished"][:10] for result in results.values()})
     seeds = ", ".join(map(str, sorted({result["seed"] for result in results.values()})))
     return (
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {seconds / 60:.1f} minutes in all, "
-        f"seed{'s' * (',' in seeds)} {seeds}; {packages}."
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {seconds / 60:.1f} minutes of all cases together, kept "
+        f"trainings not counted, seed{'s' * (',' in seeds)} {seeds}; {packages}."
     )

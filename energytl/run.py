@@ -83,7 +83,9 @@ def run_case(
             _refuse_chance(case, float((digital_found == 0).double().mean()) - max(drops), recipe.data.classes)
     before = _accuracies("digital", recipe, digital)
     teacher = copy.deepcopy(digital) if recipe.objective.wants_teacher else None
-    analog = analog_network(recipe, digital.to(device), recipe.hardware, recipe.data, recipe.seed).to(device)
+    analog = analog_network(
+        recipe, digital.to(device), recipe.hardware, recipe.data, recipe.seed, recipe.calibration
+    ).to(device)
     start.apply_(analog)
     before |= _accuracies("converted", recipe, analog)
     if recipe.program is not None:

@@ -19,6 +19,7 @@ from energytl.analog.convert import analog_layers, calibrate, configure, convert
 from energytl.analog.hardware import Hardware
 from energytl.analog.noise import fold
 from energytl.analog.programming import program_
+from energytl.analog.read import Computation
 from energytl.callbacks import History
 from energytl.classifier import Classifier
 from energytl.data import ImageData
@@ -94,11 +95,15 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
     return start
 
 
-def analog_network(recipe: Recipe, network: nn.Module, hardware: Hardware, data: ImageData, seed: int) -> nn.Module:
-    """A digital network on analog hardware, calibrated on training images if they are there."""
+def analog_network(
+    recipe: Recipe, network: nn.Module, hardware: Hardware, data: ImageData, seed: int, calibration: Computation
+) -> nn.Module:
+    """A digital network on analog hardware, calibrated on training images if they are there, with such reads."""
     analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1))
     device = next(network.parameters()).device
-    return calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
+    configure(analog, computation=calibration)
+    calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
+    return configure(analog, computation=hardware.computation)
 
 
 def program(recipe: Recipe, analog: nn.Module) -> None:
@@ -172,10 +177,11 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
         network.to(memory_format=torch.contiguous_format)
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
     teacher = copy.deepcopy(network) if stage.objective.wants_teacher else None
-    analog = analog_network(recipe, network, stage.hardware or recipe.hardware, data, seed)
+    hardware, computation = stage.hardware or recipe.hardware, stage.training_computation
+    analog = analog_network(recipe, network, hardware, data, seed, computation)
     going_on = start if stage.on_recipes_arrays else Start(start.rho)
     going_on.apply_(analog)
-    configure(analog, computation=stage.training_computation)
+    configure(analog, computation=computation)
     module = Classifier(
         analog, data.classes, stage.optimizer, stage.scheduler, stage.objective, teacher, runs=data.runs
     )

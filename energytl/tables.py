@@ -20,6 +20,7 @@ COLUMNS = (
     "case",
     "accuracy %",
     "quartiles",
+    "drop % (95 %)",
     "digital %",
     "quantised %",
     "energy (paper)",
@@ -99,7 +100,7 @@ def tables(results: dict[str, Result]) -> list[Table]:
         convergence(results),
         least_energies(merged),
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
-        Table("", [COLUMNS, *(_row(case, result) for case, result in merged.items() if not _points(result))]),
+        _single_points(merged),
         accuracies(results),
         Table("training on the chip", _training_rows(merged)),
     ]
@@ -110,8 +111,8 @@ def least_energies(results: dict[str, Result]) -> Table:
     """The least energy of each case for each accuracy drop, in the layout of Wang 2021, tables 1 and 2.
 
     Beside it how many times it is below the best baseline's, here and as published. Where a network does not get
-    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2. One drop
-    alone is a table only where there are baselines.
+    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2; where no
+    baseline does, the ratio says so. One drop alone is a table only where there are baselines.
     """
     shown = {
         case: result
@@ -119,7 +120,7 @@ def least_energies(results: dict[str, Result]) -> Table:
         if _drops(result) and (_points(result) or any(map(_drops, _rivals(results, case))))
     }
     drops = sorted({point["drop"] for result in shown.values() for point in _drops(result)})
-    published = any(result.get("published") for result in shown.values())
+    published = any(map(published_energies, shown.values()))
     head = ["case"]
     for drop in drops:
         head += [f"energy at {100 * drop:g} % drop", "below baselines", *(["published"] if published else [])]
@@ -130,7 +131,7 @@ def least_energies(results: dict[str, Result]) -> Table:
         for drop in drops:
             point = by_drop.get(drop)
             row.append("" if point is None else _energy(point))
-            row.append("" if point is None else _times(below_baselines(results, case, drop)))
+            row.append(_times(below_baselines(results, case, drop)) + _of_own_best(results, case, drop, " (own best)"))
             row += [_times(_published_ratio(results, case, drop))] if published else []
         rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
     return Table("least energy, paper units", rows)
@@ -139,8 +140,9 @@ def least_energies(results: dict[str, Result]) -> Table:
 def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
     """One result for each experiment: of several seeds the median of every number, under one name, also of each point.
 
-    The accuracy's quartiles are those over the seeds, of their medians. A point is reached if most seeds reach it; the
-    others' energies then count as larger than any. All that is no number, as the layers, is that of the first seed.
+    The accuracy's quartiles are those over the seeds, of their medians; its drop has no interval. A point is reached
+    if most seeds reach it; the others' energies then count as larger than any. All that is no number, as the layers, is
+    that of the first seed.
     Cases that were not asked for the same points stay as they are.
     """
     merged: dict[str, Result] = {}
@@ -256,6 +258,12 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
     return float(min(point["energy_paper"] for point in rivals) / own["energy_paper"])
 
 
+def published_energies(result: Result) -> dict[float, float]:
+    """What a paper reports at each drop; nothing if the drops are not as many as its numbers, as after an override."""
+    drops, energies = [point["drop"] for point in _drops(result)], result.get("published") or []
+    return dict(zip(drops, energies, strict=True)) if len(drops) == len(energies) else {}
+
+
 def notes(results: dict[str, Result]) -> list[str]:
     """What a reader must know about the numbers."""
     merged = merge_seeds(results)
@@ -316,7 +324,8 @@ def quantity(value: float | None, unit: str) -> str:
 def _merged(repeats: list[Result]) -> Result:
     """One result of the repeats of an experiment; see `merge_seeds`."""
     points = zip(*(result.get("points") or [] for result in repeats), strict=True)
-    return _medians(repeats) | {"points": [_medians(list(repeated)) for repeated in points]}
+    merged = _medians(repeats) | {"points": [_medians(list(repeated)) for repeated in points]}
+    return merged | {"accuracy_drop_low": None, "accuracy_drop_high": None}
 
 
 def _medians(repeats: list[Result]) -> Result:
@@ -473,13 +482,8 @@ def _times(ratio: float | None) -> str:
 
 def _published_ratio(results: dict[str, Result], case: str, drop: float) -> float | None:
     """How many times below the best baseline's a paper's number is at a drop."""
-
-    def published(result: Result) -> float | None:
-        drops = (point["drop"] for point in _drops(result))
-        return dict(zip(drops, result.get("published") or [], strict=False)).get(drop)
-
-    own = published(results[case])
-    rivals = [value for result in _rivals(results, case) if (value := published(result))]
+    own = published_energies(results[case]).get(drop)
+    rivals = [value for result in _rivals(results, case) if (value := published_energies(result).get(drop))]
     return min(rivals) / own if own and rivals else None
 
 
@@ -487,6 +491,12 @@ def _rivals(results: dict[str, Result], case: str) -> list[Result]:
     """The baselines under the same condition as a case."""
     condition = results[case].get("condition")
     return [result for result in results.values() if result.get("baseline") and result.get("condition") == condition]
+
+
+def _of_own_best(results: dict[str, Result], case: str, drop: float, words: str) -> str:
+    """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
+    there = [point["reached"] for result in _rivals(results, case) for point in _drops(result) if point["drop"] == drop]
+    return "" if any(there) or below_baselines(results, case, drop) is None else words
 
 
 def _percent(result: Result, key: str) -> str:
@@ -531,11 +541,28 @@ def _quartiles(result: Result) -> str:
     return f"{_percent(result, 'accuracy_q25')}-{_percent(result, 'accuracy_q75')}"
 
 
+def _drop(result: Result) -> str:
+    """How far below the digital accuracy, with its interval if of one seed; empty if no drop is asked."""
+    if result.get("drop") is None:
+        return ""
+    low, high = result["accuracy_drop_low"], result["accuracy_drop_high"]
+    interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
+    return _percent(result, "accuracy_drop") + interval
+
+
+def _single_points(results: dict[str, Result]) -> Table:
+    """A row for each case that has one point alone; the drop's column where one is asked."""
+    rows = [COLUMNS, *(_row(case, result) for case, result in results.items() if not _points(result))]
+    kept = [name != "drop % (95 %)" or any(column[1:]) for name, *column in zip(COLUMNS, *rows, strict=True)]
+    return Table("", [tuple(compress(row, kept)) for row in rows])
+
+
 def _row(case: str, result: Result) -> Row:
     return (
         case,
         _percent(result, "accuracy_median"),
         _quartiles(result),
+        _drop(result),
         _digital(result),
         _percent(result, "accuracy_quantised"),
         _paper(result),
@@ -552,14 +579,13 @@ def _point_rows(results: dict[str, Result]) -> list[Row]:
     points = [(case, point) for case, result in results.items() for point in _points(result)]
     for case, point in sorted(points, key=lambda item: math.inf if item[1]["drop"] is None else item[1]["drop"]):
         wanted = f"budget {point['budget']:.3g}" if point["drop"] is None else f"{100 * point['drop']:g} %"
-        interval = f"({100 * point['accuracy_drop_low']:.2f} to {100 * point['accuracy_drop_high']:.2f})"
         rows.append(
             (
                 f"{wanted}{' not reached' if point['reached'] is False else ''}",
                 case,
                 _percent(point, "accuracy_median"),
                 _quartiles(point),
-                f"{_percent(point, 'accuracy_drop')} {interval}",
+                _drop(point),
                 _percent(point, "accuracy_quantised"),
                 f"{point['energy_weight']:g}",
                 _paper(point),
@@ -636,34 +662,43 @@ def _gains(results: dict[str, Result]) -> list[str]:
         if result.get("baseline") or result.get("condition"):
             continue
         ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in _drops(result)}
-        parts = [f"{ratio:.3g}× ({100 * drop:g} % drop)" for drop, ratio in ratios.items() if ratio is not None]
+        parts = [
+            f"{ratio:.3g}× ({100 * drop:g} % drop{_of_own_best(results, case, drop, ', which it does not reach')})"
+            for drop, ratio in ratios.items()
+            if ratio is not None
+        ]
         if parts:
-            sentences.append(f"The best baseline takes {', '.join(parts)} the cell energy of {case}.")
+            sentences.append(f"The best baseline takes {', '.join(parts)} the energy of {case}, in paper units.")
     return sentences
 
 
 def _periphery(results: dict[str, Result]) -> list[str]:
-    """Which case is the cheapest with the circuits around the cells, where the cells alone say another."""
-    plain = {case: result for case, result in results.items() if not result.get("condition")}
-    drops = sorted({point["drop"] for result in plain.values() for point in _drops(result)})
+    """Which case is the cheapest in the paper's units, in the cells' joules, and with the circuits around the cells."""
+    asked = dict.fromkeys((result.get("condition"), p["drop"]) for result in results.values() for p in _drops(result))
     sentences = []
-    for drop in drops:
+    for condition, drop in asked:
         reached = {
             case: point
-            for case, result in plain.items()
+            for case, result in results.items()
             for point in _drops(result)
-            if point["drop"] == drop and point["reached"] and point["energy_total_j"] is not None
+            if (result.get("condition"), point["drop"]) == (condition, drop)
+            and point["reached"]
+            and point["energy_total_j"] is not None
         }
         if len(reached) > 1:
-            cells = min(reached, key=lambda case: reached[case]["energy_paper"])
-            total = min(reached, key=lambda case: reached[case]["energy_total_j"])
-            more = reached[cells]["energy_total_j"] / reached[total]["energy_total_j"]
+            paper = min(reached, key=lambda case: reached[case]["energy_paper"])
+            cells, total = (
+                min(reached, key=lambda case: (reached[case][energy], case != paper))
+                for energy in ("energy_cell_j", "energy_total_j")
+            )
+            said = f"At {100 * drop:g} % drop {paper} spends least"
+            more = reached[paper]["energy_total_j"] / reached[total]["energy_total_j"]
             share = reached[total]["energy_cell_j"] / reached[total]["energy_total_j"]
             sentences.append(
-                f"At {100 * drop:g} % drop {cells} spends least in the cells, but with converters and drivers {total} "
-                f"does: {cells} takes {more:.3g} times its total; cells are {100 * share:.2g} % of that."
-                if cells != total
-                else f"At {100 * drop:g} % drop {cells} spends least, in the cells and in total."
+                f"{said}: in paper units, in the cells' joules and in total."
+                if paper == cells == total
+                else f"{said} in paper units, {cells} in the cells' joules, and {total} with converters and drivers, "
+                f"where {paper} takes {more:.3g} times as much; cells are {100 * share:.2g} % of {total}'s total."
             )
     return sentences
 
@@ -687,7 +722,7 @@ def _conditions(results: dict[str, Result]) -> list[str]:
             for c in both
         ]
         if ratios:
-            sentences.append(f"{first} takes {', '.join(ratios)} the cell energy of {other}.")
+            sentences.append(f"{first} takes {', '.join(ratios)} the energy of {other}, in paper units.")
     return sentences
 
 

@@ -48,9 +48,12 @@ def test_the_page_has_tables_findings_figures_and_how_they_were_made(page, tmp_p
     assert "## A tiny table\n\nOf two methods.\n\n```bash\nenergytl run recipes/tiny.yaml\n```" in text
     assert "not of the head" not in text
     assert "**least energy, paper units**\n\n| case | energy at 1 % drop | below baselines |" in text
-    assert "The best baseline takes 2× (1 % drop), 2× (2 % drop) the cell energy of ours." in text
+    assert "The best baseline takes 2× (1 % drop), 2× (2 % drop) the energy of ours, in paper units." in text
     assert "* not modelled: wires" in text
-    assert "2026-01-02 to 2026-01-03, 1.0 minutes in all, seed 0; torch 2.9." in text
+    assert (
+        "2026-01-02 to 2026-01-03, 1.0 minutes of all cases together, kept trainings not counted, seed 0; torch 2.9."
+        in text
+    )
     for name in ("least_energy", "accuracy_energy"):
         assert f"(tiny_{name}.png)" in text
         assert (tmp_path / "recipes" / f"tiny_{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -59,6 +62,7 @@ def test_the_page_has_tables_findings_figures_and_how_they_were_made(page, tmp_p
 
 def test_sections_of_other_recipes_stay_as_they_are(page, tmp_path):
     other = "## Another\n\nText.\n\n```bash\nenergytl run recipes/other.yaml --seed=1\n```\n\n1.0 minutes in all.\n"
+    other += "\n## By hand\n\nNo command.\n"
     old = "## An old head\n\n```bash\nenergytl run recipes/tiny.yaml\n```\n\nold numbers\n"
     first = page()
     (tmp_path / "recipes" / "RESULTS.md").write_text(first.split("## ")[0] + old + "\n" + other, "utf-8")

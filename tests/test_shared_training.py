@@ -150,6 +150,18 @@ def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(ru
     assert result["history"] == noiseless["history"]
 
 
+def test_calibration_sees_fluctuation_only_where_training_does(run, noiseless):
+    def loss(**settings):
+        result, _ = run(NOISELESS | {"share_training": False} | settings, "other")
+        return result["history"][-1]["val/loss"]
+
+    cells = {"rho": 0.05, "read": "BitSerialRead"}
+    assert loss(hardware=cells) == noiseless["history"][-1]["val/loss"]
+    assert loss(hardware=cells, training_computation="Moments") != loss(training_computation="Moments")
+    untrained = [run(SETTINGS | {"train": None, "hardware": {"rho": rho}}, "other")[0] for rho in (0.05, 5.0)]
+    assert untrained[0]["accuracy_quantised"] == untrained[1]["accuracy_quantised"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -76,13 +76,15 @@ def test_energies_that_do_not_keep_the_accuracy_stand_with_their_drop_in_bracket
 
 
 def test_published_ratios_appear_where_a_case_has_numbers(methods):
-    methods["bits"]["published"], methods["repeats"]["published"] = [100.0, 60.0], [80.0, 90.0]
-    methods["ours"]["published"] = [4.0, 3.0]
+    methods["bits"]["published"], methods["repeats"]["published"] = [100.0, 60.0, 50.0], [80.0, 90.0, 70.0]
+    methods["ours"]["published"] = [4.0, 3.0, 2.0]
+    methods["poor"]["published"] = [4.0, 3.0]  # of other drops
     table = least_energies(methods)
     head, *rows = table.rows
     (ours,) = (row for row in rows if row[0] == "ours")
     assert head[:4] == ("case", "energy at 0 % drop", "below baselines", "published")
-    assert [cell for name, cell in zip(head, ours, strict=True) if name == "published"] == ["20×", "20×", ""]
+    assert [cell for name, cell in zip(head, ours, strict=True) if name == "published"] == ["20×", "20×", "25×"]
+    assert columns(table, "published")["poor"] == ""
     assert [cell for name, cell in zip(head, ours, strict=True) if name == "below baselines"] == ["30×", "10×", "4×"]
     assert {len(row) for row in table.rows} == {len(head)}
 
@@ -139,10 +141,33 @@ def test_tables_escape_what_html_and_markdown_would_read():
 
 def test_gains_are_said_of_what_is_no_baseline_at_the_drops_it_reaches(methods):
     said = findings(methods)
-    assert "The best baseline takes 30× (0 % drop), 10× (1 % drop), 4× (2 % drop) the cell energy of ours." in said
-    assert not any(sentence.endswith(("cell energy of bits.", "cell energy of repeats.")) for sentence in said)
-    (poor,) = (sentence for sentence in said if sentence.endswith("cell energy of poor."))
+    assert (
+        "The best baseline takes 30× (0 % drop), 10× (1 % drop), 4× (2 % drop) the energy of ours, in paper units."
+        in said
+    )
+    assert not any(sentence.endswith(("of bits, in paper units.", "of repeats, in paper units.")) for sentence in said)
+    (poor,) = (sentence for sentence in said if sentence.endswith("of poor, in paper units."))
     assert "0 % drop" not in poor
+
+
+def test_ratios_to_baselines_that_do_not_get_there_say_so(methods):
+    for case in ("bits", "repeats"):
+        methods[case]["points"][0]["reached"] = False
+    assert columns(least_energies(methods), "below baselines")["ours"] != ""
+    (ours,) = (row for row in least_energies(methods).rows if row[0] == "ours")
+    assert ours[2].endswith("× (own best)")
+    (said,) = (sentence for sentence in findings(methods) if sentence.endswith("of ours, in paper units."))
+    assert "(0 % drop, which it does not reach), 10× (1 % drop)" in said
+
+
+def test_the_drop_of_a_single_point_stands_with_its_interval_and_is_left_out_where_none_is_asked(synthetic):
+    *_, searched = tables({"a": synthetic([(0.01, 5.0, True)])})
+    assert columns(searched, "drop % (95 %)") == {"a": "3.10 (2.10 to 4.10)"}
+    *_, plain = tables({"a": synthetic([(None, 5.0)])})
+    assert "drop % (95 %)" not in plain.rows[0]
+    seeds = {f"A {n}": synthetic([(0.01, 5.0, True)], method="A", seed=n) for n in range(2)}
+    *_, merged = tables(seeds)
+    assert columns(merged, "drop % (95 %)") == {"A, 2 seeds": "3.10"}
 
 
 def test_gains_at_one_drop_are_shown_and_said_where_there_are_baselines(synthetic):
@@ -150,17 +175,18 @@ def test_gains_at_one_drop_are_shown_and_said_where_there_are_baselines(syntheti
         "bits": synthetic([(0.02, 100.0, True)], baseline=True),
         "ours": synthetic([(0.02, 5.0, True)]),
     }
-    assert "The best baseline takes 20× (2 % drop) the cell energy of ours." in findings(results)
+    assert "The best baseline takes 20× (2 % drop) the energy of ours, in paper units." in findings(results)
     assert columns(least_energies(results), "below baselines") == {"bits": "1×", "ours": "20×"}
     assert len(least_energies({"ours": results["ours"]}).rows) == 1
 
 
 def test_it_is_said_where_the_circuits_around_the_cells_turn_the_order(methods):
     (turned,) = (sentence for sentence in findings(methods) if sentence.startswith("At 1 % drop"))
-    assert turned.startswith("At 1 % drop ours spends least in the cells, but with converters and drivers bits does:")
-    assert "ours takes 2 times its total" in turned
+    assert turned.startswith("At 1 % drop ours spends least in paper units, ours in the cells' joules, and bits with ")
+    assert "where ours takes 2 times as much" in turned
     methods["ours"]["points"][1]["energy_total_j"] = 1e-10
-    assert "At 1 % drop ours spends least, in the cells and in total." in findings(methods)
+    said = "At 1 % drop ours spends least: in paper units, in the cells' joules and in total."
+    assert said in findings(methods)
 
 
 def grouped(synthetic):
@@ -174,9 +200,12 @@ def grouped(synthetic):
 
 def test_methods_are_compared_under_every_condition(synthetic):
     results = grouped(synthetic)
-    assert findings(results) == ["A takes 5× (hot), 2× (cold, not reached by A) the cell energy of B."]
+    hot, compared = findings(results)
+    assert hot.startswith("At 1 % drop B hot spends least: in paper units")
+    assert compared == "A takes 5× (hot), 2× (cold, not reached by A) the energy of B, in paper units."
     results["B cold"] |= {"reached": False, "points": [results["B cold"]["points"][0] | {"reached": False}]}
-    assert findings(results) == ["A takes 5× (hot), 2× (cold, not reached by A and B) the cell energy of B."]
+    compared = "A takes 5× (hot), 2× (cold, not reached by A and B) the energy of B, in paper units."
+    assert findings(results)[-1] == compared
 
 
 def test_methods_without_a_common_condition_are_not_compared(synthetic):
@@ -243,7 +272,7 @@ def test_a_report_has_tables_findings_and_every_figure(methods, tmp_path):
         write_json(version / "result.json", result | {"case": case, "order": order})
     printed = report(tmp_path / "tiny")
     assert printed == text(methods)
-    for part in ("least energy, paper units", "every point", "the cell energy of ours", "not modelled: wires"):
+    for part in ("least energy, paper units", "every point", "the energy of ours", "not modelled: wires"):
         assert part in printed
     assert {path.stem for path in (tmp_path / "tiny").glob("*.png")} == set(figures(methods))
     page = (tmp_path / "tiny" / "report.html").read_text("utf-8")
@@ -264,10 +293,10 @@ def test_least_energies_are_drawn_and_open_where_they_are_not_reached(methods):
 
 
 def test_published_energies_are_drawn_beside_ours(methods):
-    methods["ours"]["published"] = [4.0, 3.0]
+    methods["ours"]["published"] = [4.0, 3.0, 2.0]
     ours, theirs = figures(methods)["least_energy"].axes
     assert set(lines(ours)) == set(methods)
-    assert lines(theirs) == {"ours": [4.0, 3.0]}
+    assert lines(theirs) == {"ours": [4.0, 3.0, 2.0]}
 
 
 def test_energies_by_condition_are_a_line_a_method(synthetic):
@@ -556,7 +585,9 @@ def test_the_least_energy_of_seeds_is_their_median_and_reached_where_most_reach_
     assert columns(least, "energy at 0 % drop")[ours] == "400, 300 to 500"
     assert columns(least, "energy at 1 % drop")[ours] == "20, 10 to not reached"
     assert columns(least, "energy at 2 % drop")[ours] == "8, 7 to 9 (-3.10 %)"
-    assert "The best baseline takes 2× (0 % drop), 5× (1 % drop) the cell energy of A, 3 seeds." in findings(results)
+    assert "The best baseline takes 2× (0 % drop), 5× (1 % drop) the energy of A, 3 seeds, in paper units." in findings(
+        results
+    )
     assert notes(results)[0].startswith("2 % drop is not reached by A, 3 seeds")
     assert [row[1] for row in every.rows[1:]] == ["A 0", "A 1", "A 2", "b"] * 3
     assert merge_seeds(results)[ours]["points"][1]["energy_weight"] == 0.5
