@@ -542,9 +542,7 @@ def _quartiles(result: Result) -> str:
 
 
 def _drop(result: Result) -> str:
-    """How far below the digital accuracy, with its interval if of one seed; empty if no drop is asked."""
-    if result.get("drop") is None:
-        return ""
+    """How far below the digital accuracy, with its interval if of one seed."""
     low, high = result["accuracy_drop_low"], result["accuracy_drop_high"]
     interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
     return _percent(result, "accuracy_drop") + interval
@@ -562,7 +560,7 @@ def _row(case: str, result: Result) -> Row:
         case,
         _percent(result, "accuracy_median"),
         _quartiles(result),
-        _drop(result),
+        "" if result.get("drop") is None else _drop(result),
         _digital(result),
         _percent(result, "accuracy_quantised"),
         _paper(result),

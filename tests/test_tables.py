@@ -104,6 +104,7 @@ def test_every_point_is_a_row_sorted_by_its_drop_with_budgets_last(synthetic):
     (table,) = (table for table in tables({"a": result}) if table.title == "every point")
     assert [row[0] for row in table.rows[1:]] == ["0.5 % not reached", "2 %", "10 %", "budget 51"]
     assert columns(table, "drop % (95 %)")["2 %"] == "3.10 (2.10 to 4.10)"
+    assert columns(table, "drop % (95 %)")["budget 51"] == "3.10 (2.10 to 4.10)"
     assert columns(table, "energy (paper)")["budget 51"] == "50"
 
 
