@@ -168,11 +168,6 @@ def digital_ranks(network: nn.Module, batches: Batches, label: str) -> Tensor:
         )
 
 
-def digital_accuracy(network: nn.Module, batches: Batches, label: str) -> float:
-    """Fraction of test images that a digital network classifies correctly."""
-    return float((digital_ranks(network, batches, label) == 0).double().mean())
-
-
 def every(batches: Batches, stride: int) -> list[tuple[Tensor, Tensor]]:
     """Every stride-th image of the batches, with its label.
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from energytl.convergence import Group, Key, groups, order_quantile, speeds
 from energytl.results import Result
-from energytl.tables import depthwise_shares, merge_seeds, published_energies, speed_text
+from energytl.tables import at_drops, depthwise_shares, merge_seeds, published_energies, speed_text
 
 COMPONENTS = {
     "energy_cell_j": "cells",
@@ -153,11 +153,7 @@ def _draw_curves(axes: Axes, result: Result, colour: str) -> None:
 
 def least_energy(results: dict[str, Result]) -> Figure | None:
     """Least energy at each accuracy drop, a line a case: ours, and beside it what a paper reports, in its own unit."""
-    shown = {
-        case: points
-        for case, result in results.items()
-        if len(points := [point for point in result.get("points") or [] if point["drop"] is not None]) > 1
-    }
+    shown = {case: points for case, result in results.items() if len(points := at_drops(result)) > 1}
     if not shown:
         return None
     published = {case: by_drop for case in shown if (by_drop := published_energies(results[case]))}

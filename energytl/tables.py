@@ -117,9 +117,9 @@ def least_energies(results: dict[str, Result]) -> Table:
     shown = {
         case: result
         for case, result in results.items()
-        if _drops(result) and (_points(result) or any(map(_drops, _rivals(results, case))))
+        if at_drops(result) and (_points(result) or any(map(at_drops, _rivals(results, case))))
     }
-    drops = sorted({point["drop"] for result in shown.values() for point in _drops(result)})
+    drops = sorted({point["drop"] for result in shown.values() for point in at_drops(result)})
     published = any(map(published_energies, shown.values()))
     head = ["case"]
     for drop in drops:
@@ -127,7 +127,7 @@ def least_energies(results: dict[str, Result]) -> Table:
     rows: list[Row] = [(*head, "cells", "latency")]
     for case, result in shown.items():
         row = [case]
-        by_drop = {point["drop"]: point for point in _drops(result)}
+        by_drop = {point["drop"]: point for point in at_drops(result)}
         for drop in drops:
             point = by_drop.get(drop)
             row.append("" if point is None else _energy(point))
@@ -250,17 +250,22 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
     None without baselines, or where the case does not reach that accuracy. Where no baseline does, the comparison is
     with the least energy that any of them needs for its own best accuracy.
     """
-    own = next((point for point in _drops(results[case]) if point["drop"] == drop), None)
-    rivals = [point for result in _rivals(results, case) for point in _drops(result) if point["drop"] == drop]
+    own = next((point for point in at_drops(results[case]) if point["drop"] == drop), None)
+    rivals = [point for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop]
     rivals = [point for point in rivals if point["reached"]] or rivals
     if own is None or not own["reached"] or not rivals:
         return None
     return float(min(point["energy_paper"] for point in rivals) / own["energy_paper"])
 
 
+def at_drops(result: Result) -> list[Result]:
+    """A case's points at an accuracy drop."""
+    return [point for point in result.get("points") or [] if point["drop"] is not None]
+
+
 def published_energies(result: Result) -> dict[float, float]:
     """What a paper reports at each drop; nothing if the drops are not as many as its numbers, as after an override."""
-    drops, energies = [point["drop"] for point in _drops(result)], result.get("published") or []
+    drops, energies = [point["drop"] for point in at_drops(result)], result.get("published") or []
     return dict(zip(drops, energies, strict=True)) if len(drops) == len(energies) else {}
 
 
@@ -466,11 +471,6 @@ def _points(result: Result) -> list[Result]:
     return points if len(points) > 1 else []
 
 
-def _drops(result: Result) -> list[Result]:
-    """Its points at an accuracy drop."""
-    return [point for point in result.get("points") or [] if point["drop"] is not None]
-
-
 def _energy(point: Result) -> str:
     energy = _paper(point)
     return energy if point["reached"] else f"{energy} ({-100 * point['accuracy_drop']:+.2f} %)"
@@ -495,7 +495,9 @@ def _rivals(results: dict[str, Result], case: str) -> list[Result]:
 
 def _of_own_best(results: dict[str, Result], case: str, drop: float, words: str) -> str:
     """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
-    there = [point["reached"] for result in _rivals(results, case) for point in _drops(result) if point["drop"] == drop]
+    there = [
+        point["reached"] for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop
+    ]
     return "" if any(there) or below_baselines(results, case, drop) is None else words
 
 
@@ -659,7 +661,7 @@ def _gains(results: dict[str, Result]) -> list[str]:
     for case, result in results.items():
         if result.get("baseline") or result.get("condition"):
             continue
-        ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in _drops(result)}
+        ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in at_drops(result)}
         parts = [
             f"{ratio:.3g}× ({100 * drop:g} % drop{_of_own_best(results, case, drop, ', which it does not reach')})"
             for drop, ratio in ratios.items()
@@ -672,13 +674,13 @@ def _gains(results: dict[str, Result]) -> list[str]:
 
 def _periphery(results: dict[str, Result]) -> list[str]:
     """Which case is the cheapest in the paper's units, in the cells' joules, and with the circuits around the cells."""
-    asked = dict.fromkeys((result.get("condition"), p["drop"]) for result in results.values() for p in _drops(result))
+    asked = dict.fromkeys((result.get("condition"), p["drop"]) for result in results.values() for p in at_drops(result))
     sentences = []
     for condition, drop in asked:
         reached = {
             case: point
             for case, result in results.items()
-            for point in _drops(result)
+            for point in at_drops(result)
             if (result.get("condition"), point["drop"]) == (condition, drop)
             and point["reached"]
             and point["energy_total_j"] is not None
@@ -705,7 +707,7 @@ def _conditions(results: dict[str, Result]) -> list[str]:
     """How the ratio between two methods changes with the condition."""
     by_method: dict[str, dict[str, Result]] = {}
     for result in results.values():
-        points = [point for point in _drops(result) if point["energy_paper"] is not None]
+        points = [point for point in at_drops(result) if point["energy_paper"] is not None]
         if result.get("method") and result.get("condition") and points:
             by_method.setdefault(result["method"], {})[result["condition"]] = points[0]
     if len(by_method) < 2:
