@@ -196,6 +196,21 @@ def refine(
     return least(aimed())
 
 
+def own_best(curve: Curve, accuracy_at: Callable[[float], float]) -> float:
+    """The least log factor whose accuracy is within OWN_BEST of that at the highest, to a factor of APART on ρ.
+
+    Args:
+        curve: measured on few images, which may see a plateau before all images do: it says only where to begin.
+        accuracy_at: measures on all images.
+    """
+    highest, log_factor = curve.log_factors[-1], curve.least(curve.rising[-1] - OWN_BEST)
+    assert log_factor is not None
+    enough = accuracy_at(highest) - OWN_BEST
+    while log_factor < highest and accuracy_at(log_factor) < enough:
+        log_factor = min(log_factor + APART, highest)
+    return log_factor
+
+
 def confirm(
     curve: Curve, log_factor: float, target: float, reads_at: Callable[[float, int, Tensor | None], Tensor]
 ) -> tuple[float, Tensor] | None:

@@ -30,7 +30,7 @@ from energytl.evaluation import (
     same_accuracy,
     top_accuracies,
 )
-from energytl.frontier import OWN_BEST, Curve, RhoScale, confirm, refine, refuting_reads, trace
+from energytl.frontier import Curve, RhoScale, confirm, own_best, refine, refuting_reads, trace
 from energytl.recipe import Recipe
 from energytl.results import Result
 from energytl.training import Trained
@@ -171,9 +171,8 @@ class Points:
                 return {"drop": drop, "reached": True} | self._scaled(candidate, log_factor, reads)
         best = max(candidates, key=lambda c: c.curve.rising[-1])
         self._load(best.trained)
-        own_best = best.curve.least(best.curve.rising[-1] - OWN_BEST)
-        assert own_best is not None
-        return {"drop": drop, "reached": False} | self._scaled(best, own_best)
+        accuracy_at = self._accuracy_at(best.scale, self.test, 5, f"{self.label}: least ρ for its own best accuracy")
+        return {"drop": drop, "reached": False} | self._scaled(best, own_best(best.curve, accuracy_at))
 
     def _cheapest(self, own: Result, others: list[Result]) -> Result:
         """The point of a drop, or one of another drop that is accurate enough for less energy."""

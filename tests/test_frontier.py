@@ -9,7 +9,20 @@ from torch import nn
 
 from energytl import Hardware, Noiseless, analog_layers, configure, convert
 from energytl.cost.estimate import estimate
-from energytl.frontier import APART, MARGIN, PLATEAU, PRECISION, STEP, Curve, RhoScale, confirm, refine, trace
+from energytl.frontier import (
+    APART,
+    MARGIN,
+    OWN_BEST,
+    PLATEAU,
+    PRECISION,
+    STEP,
+    Curve,
+    RhoScale,
+    confirm,
+    own_best,
+    refine,
+    trace,
+)
 
 FULL = 82.0  # µS, the ρ that fills the default cell's window
 
@@ -316,3 +329,22 @@ def test_the_lower_quartile_of_the_reads_decides():
     assert factor == 0.0
     assert torch.equal(confirmed, reads)
     assert confirm(curve, 1.0, 0.71, lambda *_: reads) is None
+
+
+# what does not get there
+
+
+@pytest.mark.parametrize("few", [(0.5, 0.9, 0.9, 0.9), (0.5, 0.6, 0.7, 0.92), (0.95, 0.9, 0.9, 0.9)])
+def test_the_own_best_is_that_of_all_images_wherever_the_few_have_their_plateau(few):
+    def accuracy_at(log_factor):
+        return 0.9 - 0.4 * math.exp(-3 * log_factor)
+
+    found = own_best(Curve((0.0, 1.0, 2.0, 3.0), few), accuracy_at)
+    enough = accuracy_at(3.0) - OWN_BEST
+    assert accuracy_at(found) >= enough
+    start = Curve((0.0, 1.0, 2.0, 3.0), few).least(max(Curve((0.0, 1.0, 2.0, 3.0), few).rising) - OWN_BEST)
+    assert found == start or accuracy_at(found - APART) < enough
+
+
+def test_the_own_best_ends_where_nothing_is_larger():
+    assert own_best(Curve((0.0, 0.1), (0.9, 0.9)), lambda log_factor: log_factor) == 0.1
