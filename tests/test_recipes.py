@@ -109,21 +109,30 @@ def overrides_of(path, request):
     return [*SHORT["cifar10"], *there]
 
 
+SLOW = (
+    "wang_table1_vgg16",
+    "wang_table1_resnet18",
+    "wang_table1_resnet32",
+    "wang_table1_resnet20_longer",
+    "wang_fig10_resnet20",
+    "wang_table2",
+    "wang_posttraining",
+    "wang_depthwise",
+    "dong_fig8",
+    "dong_fig11",
+    "dong_fig13",
+    "flowers17",
+)
+"""Likewise of networks that want a GPU or see 224 pixels, and of what other recipes run on smaller networks."""
+
+
 def by_size(path):
-    """Recipes of networks that want a GPU, of those that see 224 pixels, and of many cases are slow."""
-    large = (
-        "wang_table1_vgg16",
-        "wang_table1_resnet18",
-        "wang_table2",
-        "wang_posttraining",
-        "wang_depthwise",
-        "dong_fig8",
-        "dong_fig11",
-        "dong_fig13",
-        "flowers17",
-        *ON_CHIP,
-    )
-    return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(large) else [], id=path.stem)
+    return pytest.param(path, marks=[pytest.mark.slow] * path.stem.startswith((*SLOW, *ON_CHIP)), id=path.stem)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.startswith(SLOW)], ids=lambda path: path.stem)
+def test_what_is_slow_to_run_is_read(path):
+    assert all(case.resolved()["network"] for case in read(path, []))
 
 
 @pytest.mark.parametrize("path", [by_size(path) for path in RECIPES])
