@@ -251,7 +251,7 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
     with the least energy that any of them needs for its own best accuracy.
     """
     own = next((point for point in at_drops(results[case]) if point["drop"] == drop), None)
-    rivals = [point for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop]
+    rivals = _rivals_points(results, case, drop)
     rivals = [point for point in rivals if point["reached"]] or rivals
     if own is None or not own["reached"] or not rivals:
         return None
@@ -493,12 +493,15 @@ def _rivals(results: dict[str, Result], case: str) -> list[Result]:
     return [result for result in results.values() if result.get("baseline") and result.get("condition") == condition]
 
 
+def _rivals_points(results: dict[str, Result], case: str, drop: float) -> list[Result]:
+    """What the baselines under the same condition as a case have at a drop."""
+    return [point for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop]
+
+
 def _of_own_best(results: dict[str, Result], case: str, drop: float, words: str) -> str:
     """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
-    there = [
-        point["reached"] for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop
-    ]
-    return "" if any(there) or below_baselines(results, case, drop) is None else words
+    there = any(point["reached"] for point in _rivals_points(results, case, drop))
+    return "" if there or below_baselines(results, case, drop) is None else words
 
 
 def _percent(result: Result, key: str) -> str:

@@ -34,6 +34,22 @@ SHORT = {
 ON_CHIP = ("athena", "energy_aware", "fagbohungbe")
 """How the names of recipes of transfer learning on the chip begin."""
 
+SLOW = (
+    "wang_table1_vgg16",
+    "wang_table1_resnet18",
+    "wang_table1_resnet32",
+    "wang_table1_resnet20_longer",
+    "wang_fig10_resnet20",
+    "wang_table2",
+    "wang_posttraining",
+    "wang_depthwise",
+    "dong_fig8",
+    "dong_fig11",
+    "dong_fig13",
+    "flowers17",
+)
+"""Likewise of those with networks that want a GPU or see 224 pixels, or that a smaller network stands for."""
+
 
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
@@ -107,23 +123,6 @@ def overrides_of(path, request):
     if "exact" in name:
         there += ["--evaluation.reads=2", "--evaluation.exact_images=2"]
     return [*SHORT["cifar10"], *there]
-
-
-SLOW = (
-    "wang_table1_vgg16",
-    "wang_table1_resnet18",
-    "wang_table1_resnet32",
-    "wang_table1_resnet20_longer",
-    "wang_fig10_resnet20",
-    "wang_table2",
-    "wang_posttraining",
-    "wang_depthwise",
-    "dong_fig8",
-    "dong_fig11",
-    "dong_fig13",
-    "flowers17",
-)
-"""Likewise of networks that want a GPU or see 224 pixels, and of what other recipes run on smaller networks."""
 
 
 def by_size(path):
