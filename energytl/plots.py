@@ -417,7 +417,7 @@ def depthwise_share(results: dict[str, Result]) -> Figure | None:
         axes.bar(places, [100 * share.get(name, 0.0) for share in shares.values()], width, label=name)
     axes.set_xticks(range(len(shares)), list(shares))
     axes.set_ylabel("share of the depthwise layers (%)")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(names))
     return figure
 
 

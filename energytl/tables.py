@@ -183,10 +183,8 @@ def convergence(results: dict[str, Result]) -> Table:
         "final quartiles": lambda key, group: "{0:.2f}-{2:.2f}".format(*_final(group)) if _several(group) else "",
         "in the paper": lambda key, group: group.paper,
     }
-    rows = [[make(key, group) for make in columns.values()] for key, group in found.items()]
-    filled = [any(column) for column in zip(*rows, strict=True)]
-    head: Row = tuple(compress(columns, filled)) if rows else ("case",)
-    return Table(f"training until {one}", [head, *(tuple(compress(row, filled)) for row in rows)])
+    rows = [tuple(make(key, group) for make in columns.values()) for key, group in found.items()]
+    return Table(f"training until {one}", without_empty_columns([tuple(columns), *rows]))
 
 
 def target_text(group: Group) -> str:
@@ -234,14 +232,13 @@ def accuracies(results: dict[str, Result]) -> Table:
         columns[f"top-{k} %"] = partial(_if_there, f"accuracy_top{k}")
     columns |= {"chips": _chips, "median of chips %": _chips_median, "range %": _chips_range}
     columns["in the paper"] = lambda result: "" if result.get("convergence") else result.get("paper") or ""
-    rows = [[make(result) for make in columns.values()] for result in results.values()]
-    filled = [any(column) for column in zip(*rows, strict=True)]
-    if not any(filled):
+    rows = [tuple(make(result) for make in columns.values()) for result in results.values()]
+    if not any(map(any, rows)):
         return Table("", [("case",)])
-    lines: list[Row] = [("case", "accuracy %", *compress(columns, filled))]
+    lines: list[Row] = [("case", "accuracy %", *columns)]
     for (case, result), row in zip(results.items(), rows, strict=True):
-        lines.append((case, _percent(result, "accuracy_median"), *compress(row, filled)))
-    return Table("accuracy", lines)
+        lines.append((case, _percent(result, "accuracy_median"), *row))
+    return Table("accuracy", without_empty_columns(lines))
 
 
 def below_baselines(results: dict[str, Result], case: str, drop: float) -> float | None:
@@ -313,6 +310,18 @@ def aligned(rows: list[Row]) -> str:
         right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *right]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def without_empty_columns(rows: list[Row]) -> list[Row]:
+    """Rows under a head, without the columns that are empty below it; without rows below it the head stays.
+
+    >>> without_empty_columns([("layer", "bias"), ("conv", ""), ("fc", "")])
+    [('layer',), ('conv',), ('fc',)]
+    """
+    if len(rows) == 1:
+        return rows
+    filled = [any(cells) for _, *cells in zip(*rows, strict=True)]
+    return [tuple(compress(row, filled)) for row in rows]
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -555,9 +564,8 @@ def _drop(result: Result) -> str:
 
 def _single_points(results: dict[str, Result]) -> Table:
     """A row for each case that has one point alone; the drop's column where one is asked."""
-    rows = [COLUMNS, *(_row(case, result) for case, result in results.items() if not _points(result))]
-    kept = [name != "drop % (95 %)" or any(column[1:]) for name, *column in zip(COLUMNS, *rows, strict=True)]
-    return Table("", [tuple(compress(row, kept)) for row in rows])
+    rows = [_row(case, result) for case, result in results.items() if not _points(result)]
+    return Table("", without_empty_columns([COLUMNS, *rows]))
 
 
 def _row(case: str, result: Result) -> Row:
