@@ -415,7 +415,7 @@ def depthwise_share(results: dict[str, Result]) -> Figure | None:
     for number, name in enumerate(names):
         places = [i + (number - (len(names) - 1) / 2) * width for i in range(len(shares))]
         axes.bar(places, [100 * share.get(name, 0.0) for share in shares.values()], width, label=name)
-    axes.set_xticks(range(len(shares)), list(shares))
+    axes.set_xticks(range(len(shares)), list(shares), rotation=20, ha="right")
     axes.set_ylabel("share of the depthwise layers (%)")
     figure.legend(loc="outside lower center", ncols=len(names))
     return figure
