@@ -196,19 +196,19 @@ def refine(
     return least(aimed())
 
 
-def own_best(curve: Curve, accuracy_at: Callable[[float], float]) -> float:
+def own_best(lowest: float, highest: float, accuracy_at: Callable[[float], float]) -> float:
     """The least log factor whose accuracy is within OWN_BEST of that at the highest, to a factor of APART on ρ.
 
-    Args:
-        curve: measured on few images, which may see a plateau before all images do: it says only where to begin.
-        accuracy_at: measures on all images.
+    >>> own_best(0.0, 8.0, lambda log_factor: min(log_factor, 0.5))
+    0.5
     """
-    highest, log_factor = curve.log_factors[-1], curve.least(curve.rising[-1] - OWN_BEST)
-    assert log_factor is not None
     enough = accuracy_at(highest) - OWN_BEST
-    while log_factor < highest and accuracy_at(log_factor) < enough:
-        log_factor = min(log_factor + APART, highest)
-    return log_factor
+    if accuracy_at(lowest) >= enough:
+        return lowest
+    while highest - lowest > APART:
+        middle = (lowest + highest) / 2
+        lowest, highest = (lowest, middle) if accuracy_at(middle) >= enough else (middle, highest)
+    return highest
 
 
 def confirm(

@@ -172,7 +172,8 @@ class Points:
         best = max(candidates, key=lambda c: c.curve.rising[-1])
         self._load(best.trained)
         accuracy_at = self._accuracy_at(best.scale, self.test, 5, f"{self.label}: least ρ for its own best accuracy")
-        return {"drop": drop, "reached": False} | self._scaled(best, own_best(best.curve, accuracy_at))
+        lowest, highest = best.curve.log_factors[0], best.curve.log_factors[-1]
+        return {"drop": drop, "reached": False} | self._scaled(best, own_best(lowest, highest, accuracy_at))
 
     def _cheapest(self, own: Result, others: list[Result]) -> Result:
         """The point of a drop, or one of another drop that is accurate enough for less energy."""

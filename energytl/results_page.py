@@ -28,9 +28,9 @@ FIRST_FIGURES = (
 
 HEAD = """# Results
 
-Made by `energytl results` from finished runs; every number comes from the command above its table. Energies in paper
-units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network where
-the heading says so.
+Made by `energytl results` from finished runs; every number in a table comes from the command above it. Energies in
+paper units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network where
+the text says so.
 """
 
 

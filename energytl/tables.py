@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from energytl.convergence import Group, Key, Speed, experiments, groups, order_quartiles, speeds
 from energytl.cost.training import TRAINING_NOT_MODELLED
+from energytl.frontier import OWN_BEST
 from energytl.results import Result
 
 COLUMNS = (
@@ -48,6 +49,9 @@ TRAINING_COLUMNS = ("case", "images", "pulses", "column reads", "pulses' energy"
 
 FEW_SENTENCES = 8
 """So many comparisons of convergence are said one by one; of more, the largest and the smallest of each method."""
+
+SEEDS = re.compile(r", \d+ seeds$")
+"""How the name of a row of several seeds ends."""
 
 TOP = re.compile(r"accuracy_top\d+")
 """Results that are top-k accuracies."""
@@ -98,7 +102,7 @@ def tables(results: dict[str, Result]) -> list[Table]:
     merged = merge_seeds(results)
     made = [
         convergence(results),
-        least_energies(merged),
+        least_energies(results),
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
         _single_points(merged),
         accuracies(results),
@@ -110,14 +114,16 @@ def tables(results: dict[str, Result]) -> list[Table]:
 def least_energies(results: dict[str, Result]) -> Table:
     """The least energy of each case for each accuracy drop, in the layout of Wang 2021, tables 1 and 2.
 
-    Beside it how many times it is below the best baseline's, here and as published. Where a network does not get
-    there, the least energy of its own best accuracy, with its drop in brackets, as in the paper's table 2; where no
-    baseline does, the ratio says so. One drop alone is a table only where there are baselines.
+    Beside it how many times it is below the best baseline's, here and as published; of several seeds the median of
+    such ratios, each within a seed, and the least and the largest. Where a network does not get there, the least energy
+    of its own best accuracy, with its drop in brackets, as in the paper's table 2; where no baseline does, the ratio
+    says so. One drop alone is a table only where there are baselines.
     """
+    merged, cases_of = merge_seeds(results), _cases_by_row(results)
     shown = {
         case: result
-        for case, result in results.items()
-        if at_drops(result) and (_points(result) or any(map(at_drops, _rivals(results, case))))
+        for case, result in merged.items()
+        if at_drops(result) and (_points(result) or any(map(at_drops, _rivals(merged, case))))
     }
     drops = sorted({point["drop"] for result in shown.values() for point in at_drops(result)})
     published = any(map(published_energies, shown.values()))
@@ -131,8 +137,9 @@ def least_energies(results: dict[str, Result]) -> Table:
         for drop in drops:
             point = by_drop.get(drop)
             row.append("" if point is None else _energy(point))
-            row.append(_times(below_baselines(results, case, drop)) + _of_own_best(results, case, drop, " (own best)"))
-            row += [_times(_published_ratio(results, case, drop))] if published else []
+            ratios = _below_baselines(results, cases_of[case], drop)
+            row.append(", ".join(_times(ratios)) + _of_own_best(results, cases_of[case], drop, " (own best)"))
+            row += [_published_ratio(merged, case, drop)] if published else []
         rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
     return Table("least energy, paper units", rows)
 
@@ -145,18 +152,10 @@ def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
     that of the first seed.
     Cases that were not asked for the same points stay as they are.
     """
-    merged: dict[str, Result] = {}
-    for (method, condition), cases in experiments(results).items():
-        asked = {
-            tuple((point["drop"], point.get("budget")) for point in result.get("points") or [])
-            for result in cases.values()
-        }
-        if len(cases) == 1 or len(asked) > 1:
-            merged |= cases
-        else:
-            name = f"{method}, {condition}" if condition else method
-            merged[f"{name}, {len(cases)} seeds"] = _merged(list(cases.values()))
-    return merged
+    return {
+        row: _merged(list(cases.values())) if len(cases) > 1 else cases[row]
+        for row, cases in _cases_by_row(results).items()
+    }
 
 
 def convergence(results: dict[str, Result]) -> Table:
@@ -242,7 +241,7 @@ def accuracies(results: dict[str, Result]) -> Table:
 
 
 def below_baselines(results: dict[str, Result], case: str, drop: float) -> float | None:
-    """How many times a case's least energy at a drop is below the best baseline's; above 1 is better.
+    """How many times a case's least energy at a drop is below that of its seed's best baseline; above 1 is better.
 
     None without baselines, or where the case does not reach that accuracy. Where no baseline does, the comparison is
     with the least energy that any of them needs for its own best accuracy.
@@ -293,7 +292,7 @@ def notes(results: dict[str, Result]) -> list[str]:
 def findings(results: dict[str, Result]) -> list[str]:
     """What the numbers say, in sentences."""
     merged = merge_seeds(results)
-    return [*_speeds(results), *_gains(merged), *_periphery(merged), *_conditions(merged), *_depthwise(merged)]
+    return [*_speeds(results), *_gains(results), *_periphery(merged), *_conditions(results), *_depthwise(merged)]
 
 
 def aligned(rows: list[Row]) -> str:
@@ -333,6 +332,27 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return "not modelled"
     return EngFormatter(unit, places=2)(value)
+
+
+def _cases_by_row(results: dict[str, Result]) -> dict[str, dict[str, Result]]:
+    """The cases of each row of a table, by its name: the seeds of an experiment, if asked for the same points."""
+    rows: dict[str, dict[str, Result]] = {}
+    for (method, condition), cases in experiments(results).items():
+        asked = {
+            tuple((point["drop"], point.get("budget")) for point in result.get("points") or [])
+            for result in cases.values()
+        }
+        if len(cases) == 1 or len(asked) > 1:
+            rows |= {case: {case: result} for case, result in cases.items()}
+        else:
+            name = f"{method}, {condition}" if condition else method
+            rows[f"{name}, {len(cases)} seeds"] = cases
+    return rows
+
+
+def _spoken(row: str) -> str:
+    """A row's name in a sentence."""
+    return SEEDS.sub("", row)
 
 
 def _merged(repeats: list[Result]) -> Result:
@@ -485,21 +505,37 @@ def _energy(point: Result) -> str:
     return energy if point["reached"] else f"{energy} ({-100 * point['accuracy_drop']:+.2f} %)"
 
 
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.3g}×"
+def _times(ratios: list[float]) -> list[str]:
+    """The median of ratios by seed, and their range if they differ; 0 is of what was not reached.
+
+    >>> _times([4.0]), _times([0.0, 26.1, 302.0]), _times([])
+    (['4.0×'], ['26×', 'not reached to 300×'], [])
+    """
+    said = [f"{_two_digits(ratio)}×" if ratio else "not reached" for ratio in ratios]
+    if len(set(said)) < 2:
+        return said[:1]
+    least, most = said[ratios.index(min(ratios))], said[ratios.index(max(ratios))]
+    return [f"{_two_digits(statistics.median(ratios))}×", f"{least} to {most}"]
 
 
-def _published_ratio(results: dict[str, Result], case: str, drop: float) -> float | None:
+def _below_baselines(results: dict[str, Result], cases: dict[str, Result], drop: float) -> list[float]:
+    """`below_baselines` of the cases of a row, 0 where there is none; nothing unless most have one."""
+    ratios = [below_baselines(results, case, drop) or 0.0 for case in cases]
+    return ratios if 2 * ratios.count(0.0) < len(ratios) else []
+
+
+def _published_ratio(results: dict[str, Result], case: str, drop: float) -> str:
     """How many times below the best baseline's a paper's number is at a drop."""
     own = published_energies(results[case]).get(drop)
     rivals = [value for result in _rivals(results, case) if (value := published_energies(result).get(drop))]
-    return min(rivals) / own if own and rivals else None
+    return "".join(_times([min(rivals) / own])) if own and rivals else ""
 
 
 def _rivals(results: dict[str, Result], case: str) -> list[Result]:
-    """The baselines under the same condition as a case."""
-    condition = results[case].get("condition")
-    return [result for result in results.values() if result.get("baseline") and result.get("condition") == condition]
+    """The baselines under the same condition as a case, of its seed if there are any."""
+    condition, seed = results[case].get("condition"), results[case]["seed"]
+    rivals = [result for result in results.values() if result.get("baseline") and result.get("condition") == condition]
+    return [result for result in rivals if result["seed"] == seed] or rivals
 
 
 def _rivals_points(results: dict[str, Result], case: str, drop: float) -> list[Result]:
@@ -507,10 +543,11 @@ def _rivals_points(results: dict[str, Result], case: str, drop: float) -> list[R
     return [point for result in _rivals(results, case) for point in at_drops(result) if point["drop"] == drop]
 
 
-def _of_own_best(results: dict[str, Result], case: str, drop: float, words: str) -> str:
+def _of_own_best(results: dict[str, Result], cases: dict[str, Result], drop: float, words: str) -> str:
     """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
-    there = any(point["reached"] for point in _rivals_points(results, case, drop))
-    return "" if there or below_baselines(results, case, drop) is None else words
+    compared = [case for case in cases if below_baselines(results, case, drop) is not None]
+    there = [any(point["reached"] for point in _rivals_points(results, case, drop)) for case in compared]
+    return "" if all(there) else words
 
 
 def _percent(result: Result, key: str) -> str:
@@ -640,11 +677,11 @@ def _not_reached_notes(results: dict[str, Result]) -> list[str]:
                 reached.setdefault(point["drop"], {})[case] = point["reached"]
     lines = []
     for drop, cases in sorted(reached.items()):
-        if missing := [case for case, there in cases.items() if not there]:
+        if missing := [SEEDS.sub(" (most seeds)", case) for case, there in cases.items() if not there]:
             who = "is reached by no case" if len(missing) == len(cases) else f"is not reached by {'; '.join(missing)}"
             lines.append(
                 f"{100 * drop:g} % drop {who}: less accurate than that even at the largest ρ; what is shown is the "
-                "least energy of the case's own best accuracy"
+                f"least energy within {100 * OWN_BEST:g} % of the case's own best accuracy"
             )
     return lines
 
@@ -669,18 +706,24 @@ def _exact_notes(results: dict[str, Result]) -> list[str]:
 def _gains(results: dict[str, Result]) -> list[str]:
     """How far below the baselines each case is, at each drop."""
     sentences = []
-    for case, result in results.items():
-        if result.get("baseline") or result.get("condition"):
+    for row, cases in _cases_by_row(results).items():
+        first = next(iter(cases.values()))
+        if first.get("baseline") or first.get("condition"):
             continue
-        ratios = {point["drop"]: below_baselines(results, case, point["drop"]) for point in at_drops(result)}
-        parts = [
-            f"{ratio:.3g}× ({100 * drop:g} % drop{_of_own_best(results, case, drop, ', which it does not reach')})"
-            for drop, ratio in ratios.items()
-            if ratio is not None
-        ]
+        parts = []
+        for drop in [point["drop"] for point in at_drops(first)]:
+            where = f"{100 * drop:g} % drop{_of_own_best(results, cases, drop, ', which it does not reach')}"
+            parts += _ratio_said(_below_baselines(results, cases, drop), where)
         if parts:
-            sentences.append(f"The best baseline takes {', '.join(parts)} the energy of {case}, in paper units.")
+            what = f"the energy of {_spoken(row)}, in paper units"
+            sentences.append(f"The best baseline takes {', '.join(parts)} {what}.")
     return sentences
+
+
+def _ratio_said(ratios: list[float], where: str) -> list[str]:
+    """A ratio in a sentence, with its place and range in brackets; nothing if there is none."""
+    median_and_range = _times(ratios)
+    return [f"{median_and_range[0]} ({'; '.join([where, *median_and_range[1:]])})"] if median_and_range else []
 
 
 def _periphery(results: dict[str, Result]) -> list[str]:
@@ -702,9 +745,10 @@ def _periphery(results: dict[str, Result]) -> list[str]:
                 min(reached, key=lambda case: (reached[case][energy], case != paper))
                 for energy in ("energy_cell_j", "energy_total_j")
             )
-            said = f"At {100 * drop:g} % drop {paper} spends least"
             more = reached[paper]["energy_total_j"] / reached[total]["energy_total_j"]
             share = reached[total]["energy_cell_j"] / reached[total]["energy_total_j"]
+            paper, cells, total = map(_spoken, (paper, cells, total))
+            said = f"At {100 * drop:g} % drop {paper} spends least"
             sentences.append(
                 f"{said}: in paper units, in the cells' joules and in total."
                 if paper == cells == total
@@ -715,32 +759,41 @@ def _periphery(results: dict[str, Result]) -> list[str]:
 
 
 def _conditions(results: dict[str, Result]) -> list[str]:
-    """How the ratio between two methods changes with the condition."""
-    by_method: dict[str, dict[str, Result]] = {}
+    """How the ratio between two methods changes with the condition; in total energy if the paper's does not change."""
+    by_method: dict[str, dict[str, dict[int, Result]]] = {}
     for result in results.values():
         points = [point for point in at_drops(result) if point["energy_paper"] is not None]
         if result.get("method") and result.get("condition") and points:
-            by_method.setdefault(result["method"], {})[result["condition"]] = points[0]
+            conditions = by_method.setdefault(result["method"], {})
+            conditions.setdefault(result["condition"], {})[result["seed"]] = points[0]
     if len(by_method) < 2:
         return []
+    energy, unit = "energy_paper", "in paper units"
+    if all(map(_all_alike, by_method.values())):
+        energy, unit = "energy_total_j", "in joules with converters and drivers"
     first, *others = by_method
     sentences = []
     for other in others:
-        both = [condition for condition in by_method[first] if condition in by_method[other]]
-        ratios = [
-            f"{by_method[first][c]['energy_paper'] / by_method[other][c]['energy_paper']:.3g}× ({c}"
-            f"{_not_reached(by_method, c, first, other)})"
-            for c in both
-        ]
-        if ratios:
-            sentences.append(f"{first} takes {', '.join(ratios)} the energy of {other}, in paper units.")
+        parts = []
+        for condition in [condition for condition in by_method[first] if condition in by_method[other]]:
+            own, its = by_method[first][condition], by_method[other][condition]
+            ratios = [own[seed][energy] / its[seed][energy] for seed in own if seed in its]
+            missing = [name for name, points in ((first, own), (other, its)) if not _most_reach(points)]
+            parts += _ratio_said(ratios, condition + (f", not reached by {' and '.join(missing)}" if missing else ""))
+        if parts:
+            sentences.append(f"{first} takes {', '.join(parts)} the energy of {other}, {unit}.")
     return sentences
 
 
-def _not_reached(by_method: dict[str, dict[str, Result]], condition: str, *methods: str) -> str:
-    """Which of the methods do not reach their accuracy under a condition."""
-    missing = [method for method in methods if by_method[method][condition]["reached"] is False]
-    return f", not reached by {' and '.join(missing)}" if missing else ""
+def _all_alike(conditions: dict[str, dict[int, Result]]) -> bool:
+    """Whether several conditions leave a method the same energies in paper units, and its total is modelled."""
+    energies = [{seed: point["energy_paper"] for seed, point in points.items()} for points in conditions.values()]
+    modelled = all(point["energy_total_j"] is not None for points in conditions.values() for point in points.values())
+    return modelled and len(energies) > 1 and all(energy == energies[0] for energy in energies)
+
+
+def _most_reach(points: dict[int, Result]) -> bool:
+    return 2 * sum(point["reached"] is False for point in points.values()) < len(points)
 
 
 def _depthwise(results: dict[str, Result]) -> list[str]:

@@ -129,9 +129,15 @@ def by_size(path):
     return pytest.param(path, marks=[pytest.mark.slow] * path.stem.startswith((*SLOW, *ON_CHIP)), id=path.stem)
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.startswith(SLOW)], ids=lambda path: path.stem)
-def test_what_is_slow_to_run_is_read(path):
-    assert all(case.resolved()["network"] for case in read(path, []))
+READ = [path for path in RECIPES if path.stem.startswith((*SLOW, "wang"))]
+
+
+@pytest.mark.parametrize("path", READ, ids=lambda path: path.stem)
+def test_cases_are_read_and_train_as_often_as_those_they_are_compared_with(path):
+    settings = [case.resolved() for case in read(path, [])]
+    assert all(case["network"] for case in settings)
+    prices = [case["objective"]["energy_weight"] for case in settings if case["train"]]
+    assert len({len(price) if isinstance(price, list) else 1 for price in prices}) <= 1
 
 
 @pytest.mark.parametrize("path", [by_size(path) for path in RECIPES])

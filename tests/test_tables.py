@@ -85,7 +85,7 @@ def test_published_ratios_appear_where_a_case_has_numbers(methods):
     assert head[:4] == ("case", "energy at 0 % drop", "below baselines", "published")
     assert [cell for name, cell in zip(head, ours, strict=True) if name == "published"] == ["20×", "20×", "25×"]
     assert columns(table, "published")["poor"] == ""
-    assert [cell for name, cell in zip(head, ours, strict=True) if name == "below baselines"] == ["30×", "10×", "4×"]
+    assert [cell for name, cell in zip(head, ours, strict=True) if name == "below baselines"] == ["30×", "10×", "4.0×"]
     assert {len(row) for row in table.rows} == {len(head)}
 
 
@@ -143,7 +143,7 @@ def test_tables_escape_what_html_and_markdown_would_read():
 def test_gains_are_said_of_what_is_no_baseline_at_the_drops_it_reaches(methods):
     said = findings(methods)
     assert (
-        "The best baseline takes 30× (0 % drop), 10× (1 % drop), 4× (2 % drop) the energy of ours, in paper units."
+        "The best baseline takes 30× (0 % drop), 10× (1 % drop), 4.0× (2 % drop) the energy of ours, in paper units."
         in said
     )
     assert not any(sentence.endswith(("of bits, in paper units.", "of repeats, in paper units.")) for sentence in said)
@@ -177,7 +177,7 @@ def test_gains_at_one_drop_are_shown_and_said_where_there_are_baselines(syntheti
         "ours": synthetic([(0.02, 5.0, True)]),
     }
     assert "The best baseline takes 20× (2 % drop) the energy of ours, in paper units." in findings(results)
-    assert columns(least_energies(results), "below baselines") == {"bits": "1×", "ours": "20×"}
+    assert columns(least_energies(results), "below baselines") == {"bits": "1.0×", "ours": "20×"}
     assert len(least_energies({"ours": results["ours"]}).rows) == 1
 
 
@@ -203,9 +203,9 @@ def test_methods_are_compared_under_every_condition(synthetic):
     results = grouped(synthetic)
     hot, compared = findings(results)
     assert hot.startswith("At 1 % drop B hot spends least: in paper units")
-    assert compared == "A takes 5× (hot), 2× (cold, not reached by A) the energy of B, in paper units."
+    assert compared == "A takes 5.0× (hot), 2.0× (cold, not reached by A) the energy of B, in paper units."
     results["B cold"] |= {"reached": False, "points": [results["B cold"]["points"][0] | {"reached": False}]}
-    compared = "A takes 5× (hot), 2× (cold, not reached by A and B) the energy of B, in paper units."
+    compared = "A takes 5.0× (hot), 2.0× (cold, not reached by A and B) the energy of B, in paper units."
     assert findings(results)[-1] == compared
 
 
@@ -586,12 +586,33 @@ def test_the_least_energy_of_seeds_is_their_median_and_reached_where_most_reach_
     assert columns(least, "energy at 0 % drop")[ours] == "400, 300 to 500"
     assert columns(least, "energy at 1 % drop")[ours] == "20, 10 to not reached"
     assert columns(least, "energy at 2 % drop")[ours] == "8, 7 to 9 (-3.10 %)"
-    assert "The best baseline takes 2× (0 % drop), 5× (1 % drop) the energy of A, 3 seeds, in paper units." in findings(
-        results
+    assert columns(least, "below baselines")[ours] == "2.0×, 1.6× to 2.7×"
+    said = (
+        "The best baseline takes 2.0× (0 % drop; 1.6× to 2.7×), 5.0× (1 % drop; not reached to 10×) the energy of A, "
     )
-    assert notes(results)[0].startswith("2 % drop is not reached by A, 3 seeds")
+    assert said + "in paper units." in findings(results)
+    assert notes(results)[0].startswith("2 % drop is not reached by A (most seeds)")
     assert [row[1] for row in every.rows[1:]] == ["A 0", "A 1", "A 2", "b"] * 3
     assert merge_seeds(results)[ours]["points"][1]["energy_weight"] == 0.5
+
+
+def test_energies_of_several_seeds_are_compared_within_each(synthetic):
+    methods = {"A": (10.0, 200.0, 30.0), "B": (100.0, 300.0, 3000.0)}
+    results = {
+        f"{method}, {condition} {seed}": synthetic(
+            [(0.01, energy, True)], method=method, condition=condition, seed=seed, baseline=method == "B"
+        )
+        for method, energies in methods.items()
+        for condition in ("hot", "cold")
+        for seed, energy in enumerate(energies)
+    }
+    assert columns(least_energies(results), "below baselines")["A, hot, 3 seeds"] == "10×, 1.5× to 100×"
+    in_total = "A takes 1.0× (hot), 1.0× (cold) the energy of B, in joules with converters and drivers."
+    assert in_total in findings(results)  # in paper units the conditions change nothing
+    for seed in range(3):
+        results[f"A, hot {seed}"]["points"][0]["energy_paper"] /= 2
+    in_paper = "A takes 0.050× (hot; 0.0050× to 0.33×), 0.10× (cold; 0.010× to 0.67×) the energy of B, in paper units."
+    assert in_paper in findings(results)
 
 
 def test_curves_of_runs_are_drawn_with_the_target_a_panel_a_condition(transfer):

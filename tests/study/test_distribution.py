@@ -84,7 +84,8 @@ def test_workers_through_optunas_proxy(postgresql, study, tmp_path, formula):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'energytl[ray]'")
-def test_two_tasks_on_a_local_ray_cluster(study, tmp_path):
+def test_two_tasks_on_a_local_ray_cluster(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 takes minutes to import torch beside other tests
     search = Search(study(constraints={"accuracy": {"at_least": 0.1}}), tmp_path / "tiny_search", None, 4)
     run_on_ray(search, 2)
     with search.open() as trials:
