@@ -29,8 +29,8 @@ FIRST_FIGURES = (
 HEAD = """# Results
 
 Made by `energytl results` from finished runs; every number in a table comes from the command above it. Energies in
-paper units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network where
-the text says so.
+paper units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network
+where the text says so.
 """
 
 

@@ -350,11 +350,6 @@ def _cases_by_row(results: dict[str, Result]) -> dict[str, dict[str, Result]]:
     return rows
 
 
-def _spoken(row: str) -> str:
-    """A row's name in a sentence."""
-    return SEEDS.sub("", row)
-
-
 def _merged(repeats: list[Result]) -> Result:
     """One result of the repeats of an experiment; see `merge_seeds`."""
     points = zip(*(result.get("points") or [] for result in repeats), strict=True)
@@ -715,7 +710,7 @@ def _gains(results: dict[str, Result]) -> list[str]:
             where = f"{100 * drop:g} % drop{_of_own_best(results, cases, drop, ', which it does not reach')}"
             parts += _ratio_said(_below_baselines(results, cases, drop), where)
         if parts:
-            what = f"the energy of {_spoken(row)}, in paper units"
+            what = f"the energy of {first.get('method') or row}, in paper units"
             sentences.append(f"The best baseline takes {', '.join(parts)} {what}.")
     return sentences
 
@@ -747,13 +742,14 @@ def _periphery(results: dict[str, Result]) -> list[str]:
             )
             more = reached[paper]["energy_total_j"] / reached[total]["energy_total_j"]
             share = reached[total]["energy_cell_j"] / reached[total]["energy_total_j"]
-            paper, cells, total = map(_spoken, (paper, cells, total))
-            said = f"At {100 * drop:g} % drop {paper} spends least"
+            paper, cells, total = (results[case].get("method") or case for case in (paper, cells, total))
+            said = f"At {100 * drop:g} % drop{f' ({condition})' * bool(condition)} {paper} spends least"
+            others = f"{cells} in the cells' joules and {f'{total} ' * (total != cells)}with converters and drivers"
             sentences.append(
                 f"{said}: in paper units, in the cells' joules and in total."
                 if paper == cells == total
-                else f"{said} in paper units, {cells} in the cells' joules, and {total} with converters and drivers, "
-                f"where {paper} takes {more:.3g} times as much; cells are {100 * share:.2g} % of {total}'s total."
+                else f"{said} in paper units, {others}, where {paper} takes {_two_digits(more)} times as much; "
+                f"cells are {100 * share:.2g} % of {total}'s total."
             )
     return sentences
 
