@@ -117,13 +117,19 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 def hint_loss(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean over the places of mean (feature - teacher)² / variance of the teacher's; shapes in pairs the same.
 
-    Romero 2015 (FitNets, eq. 3) takes the squared distance; in units of the variance, no place outweighs the others.
+    Romero 2015 (FitNets, eq. 3) takes the squared distance; in units of the variance, no place outweighs the others. A
+    place where the teacher is constant counts as it is.
 
     >>> float(hint_loss([Tensor([1.0, 2.0, 3.0])], [Tensor([3.0, 2.0, 1.0])]))  # 8/3 over 1
     2.6666667461395264
+    >>> float(hint_loss([Tensor([1.0, 2.0])], [Tensor([0.0, 0.0])]))
+    2.5
     """
-    pairs = [(own, digital.float()) for own, digital in zip(features, teacher, strict=True)]
-    return torch.stack([F.mse_loss(own, digital) / digital.var() for own, digital in pairs]).mean()
+    distances = []
+    for own, digital in zip(features, teacher, strict=True):
+        variance = digital.float().var()
+        distances.append(F.mse_loss(own, digital.float()) / torch.where(variance > 0, variance, 1.0))
+    return torch.stack(distances).mean()
 
 
 def hinted(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
