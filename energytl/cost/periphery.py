@@ -8,6 +8,7 @@ NOT_MODELLED = (
     "digital layers: normalisation, activation, pooling, softmax, products of activations in attention",
     "wire resistance, leakage, clock",
     "rounding by the converters (costs only; accuracy is that of ideal converters)",
+    "noise of reads other than the cells' fluctuation (thermal, of converters), which would bound ρ from below",
 )
 """What no number of energytl contains."""
 
