@@ -705,9 +705,9 @@ def _gains(results: dict[str, Result]) -> list[str]:
         first = next(iter(cases.values()))
         if first.get("baseline") or first.get("condition"):
             continue
-        parts = []
+        parts, missed = [], f", which it does not reach{' with every seed' * (len(cases) > 1)}"
         for drop in [point["drop"] for point in at_drops(first)]:
-            where = f"{100 * drop:g} % drop{_of_own_best(results, cases, drop, ', which it does not reach')}"
+            where = f"{100 * drop:g} % drop{_of_own_best(results, cases, drop, missed)}"
             parts += _ratio_said(_below_baselines(results, cases, drop), where)
         if parts:
             what = f"the energy of {first.get('method') or row}, in paper units"

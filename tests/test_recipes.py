@@ -40,6 +40,9 @@ SLOW = (
     "wang_table1_resnet32",
     "wang_table1_resnet20_longer",
     "wang_fig10_resnet20",
+    "wang_total_lenet",
+    "wang_ranges_lenet",
+    "wang_correlation_lenet",
     "wang_table2",
     "wang_posttraining",
     "wang_depthwise",
@@ -48,7 +51,7 @@ SLOW = (
     "dong_fig13",
     "flowers17",
 )
-"""Likewise of those with networks that want a GPU or see 224 pixels, or that a smaller network stands for."""
+"""Likewise of those with networks that want a GPU or see 224 pixels, or that another recipe stands for."""
 
 
 @pytest.fixture(scope="session")
