@@ -126,10 +126,11 @@ def least_energies(results: dict[str, Result]) -> Table:
         if at_drops(result) and (_points(result) or any(map(at_drops, _rivals(merged, case))))
     }
     drops = sorted({point["drop"] for result in shown.values() for point in at_drops(result)})
-    published = any(map(published_energies, shown.values()))
+    compared = any(result.get("baseline") for result in shown.values())
+    published = compared and any(map(published_energies, shown.values()))
     head = ["case"]
     for drop in drops:
-        head += [f"energy at {100 * drop:g} % drop", "below baselines", *(["published"] if published else [])]
+        head += [f"energy at {100 * drop:g} % drop", *["below baselines"] * compared, *["published"] * published]
     rows: list[Row] = [(*head, "cells", "latency")]
     for case, result in shown.items():
         row = [case]
@@ -137,9 +138,9 @@ def least_energies(results: dict[str, Result]) -> Table:
         for drop in drops:
             point = by_drop.get(drop)
             row.append("" if point is None else _energy(point))
-            ratios = _below_baselines(results, cases_of[case], drop)
-            row.append(", ".join(_times(ratios)) + _of_own_best(results, cases_of[case], drop, " (own best)"))
-            row += [_published_ratio(merged, case, drop)] if published else []
+            ratio = ", ".join(_times(_below_baselines(results, cases_of[case], drop)))
+            row += [ratio + _of_own_best(results, cases_of[case], drop, " (own best)")] * compared
+            row += [_published_ratio(merged, case, drop)] * published
         rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
     return Table("least energy, paper units", rows)
 

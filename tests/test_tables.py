@@ -179,6 +179,8 @@ def test_gains_at_one_drop_are_shown_and_said_where_there_are_baselines(syntheti
     assert "The best baseline takes 20× (2 % drop) the energy of ours, in paper units." in findings(results)
     assert columns(least_energies(results), "below baselines") == {"bits": "1.0×", "ours": "20×"}
     assert len(least_energies({"ours": results["ours"]}).rows) == 1
+    alone = synthetic([(0.01, 9.0, True), (0.02, 5.0, True)], published=[4.0, 3.0])
+    assert least_energies({"ours": alone}).rows[0][1:3] == ("energy at 1 % drop", "energy at 2 % drop")
 
 
 def test_it_is_said_where_the_circuits_around_the_cells_turn_the_order(methods):
