@@ -139,7 +139,7 @@ def least_energies(results: dict[str, Result]) -> Table:
             point = by_drop.get(drop)
             row.append("" if point is None else _energy(point))
             ratio = ", ".join(_times(_below_baselines(results, cases_of[case], drop)))
-            row += [ratio + _of_own_best(results, cases_of[case], drop, " (own best)")] * compared
+            row += [ratio and ratio + _of_own_best(results, cases_of[case], drop, " (own best)")] * compared
             row += [_published_ratio(merged, case, drop)] * published
         rows.append((*row, f"{result['cells']:,}", quantity(result["latency_s"], "s")))
     return Table("least energy, paper units", rows)

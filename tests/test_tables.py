@@ -161,6 +161,12 @@ def test_ratios_to_baselines_that_do_not_get_there_say_so(methods):
     assert "(0 % drop, which it does not reach), 10× (1 % drop)" in said
 
 
+def test_what_most_seeds_miss_has_no_ratio_to_baselines_that_do_not_get_there_either(synthetic):
+    results = {f"A {n}": synthetic([(0.0, 10.0, n == 0)], method="A", seed=n) for n in range(3)}
+    results["b"] = synthetic([(0.0, 80.0, False)], baseline=True)
+    assert columns(least_energies(results), "below baselines") == {"A, 3 seeds": "", "b": ""}
+
+
 def test_the_drop_of_a_single_point_stands_with_its_interval_and_is_left_out_where_none_is_asked(synthetic):
     *_, searched = tables({"a": synthetic([(0.01, 5.0, True)])})
     assert columns(searched, "drop % (95 %)") == {"a": "3.10 (2.10 to 4.10)"}
