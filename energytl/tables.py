@@ -4,7 +4,7 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
@@ -362,7 +362,7 @@ def _medians(repeats: list[Result]) -> Result:
     """The medians of repeats; where they search for the least energy, its values for all of them, too, ascending."""
     merged = dict(repeats[0])
     missed = [result.get("reached") is False for result in repeats]
-    most_reach = 2 * sum(missed) < len(repeats)
+    most_reach = _most_reach(repeats)
     for key in repeats[0]:
         values = [result.get(key) for result in repeats]
         if key.endswith(("_paper", "_j")) and most_reach and None not in values:
@@ -382,6 +382,11 @@ def _medians(repeats: list[Result]) -> Result:
         low, middle, high = order_quartiles(torch.tensor(medians, dtype=torch.float64))
         merged |= {"accuracy_q25": low, "accuracy_median": middle, "accuracy_q75": high}
     return merged
+
+
+def _most_reach(repeats: Collection[Result]) -> bool:
+    """Whether most seeds reach their accuracy, or need not."""
+    return 2 * sum(result.get("reached") is False for result in repeats) < len(repeats)
 
 
 def _before_training(key: Key, group: Group) -> str:
@@ -775,7 +780,7 @@ def _conditions(results: dict[str, Result]) -> list[str]:
         for condition in [condition for condition in by_method[first] if condition in by_method[other]]:
             own, its = by_method[first][condition], by_method[other][condition]
             ratios = [own[seed][energy] / its[seed][energy] for seed in own if seed in its]
-            missing = [name for name, points in ((first, own), (other, its)) if not _most_reach(points)]
+            missing = [name for name, points in ((first, own), (other, its)) if not _most_reach(points.values())]
             parts += _ratio_said(ratios, condition + (f", not reached by {' and '.join(missing)}" if missing else ""))
         if parts:
             sentences.append(f"{first} takes {', '.join(parts)} the energy of {other}, {unit}.")
@@ -787,10 +792,6 @@ def _all_alike(conditions: dict[str, dict[int, Result]]) -> bool:
     energies = [{seed: point["energy_paper"] for seed, point in points.items()} for points in conditions.values()]
     modelled = all(point["energy_total_j"] is not None for points in conditions.values() for point in points.values())
     return modelled and len(energies) > 1 and all(energy == energies[0] for energy in energies)
-
-
-def _most_reach(points: dict[int, Result]) -> bool:
-    return 2 * sum(point["reached"] is False for point in points.values()) < len(points)
 
 
 def _depthwise(results: dict[str, Result]) -> list[str]:
