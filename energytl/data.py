@@ -84,6 +84,9 @@ class ImageData(LightningDataModule, ABC):
     held_out: Dataset[tuple[Tensor, int]] | None = None
     """Images set apart by `hold_out`, as test images are seen."""
 
+    watched: Dataset[tuple[Tensor, int]] | None = None
+    """Images on which training is watched; None: the test set."""
+
     trains_without: int = 0
     """How many training images are held out."""
 
@@ -165,7 +168,9 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(self.held_out, None, self.evaluation_batch)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it; no epoch is chosen by it."""
+        """What training is watched on: the test set, as no epoch is chosen by it, unless a search chooses by it."""
+        if self.watched is not None:
+            return self._loader(self.watched, None, self.evaluation_batch)
         return self.test_dataloader(batch_size=self.evaluation_batch)
 
     def _loader(

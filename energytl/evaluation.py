@@ -35,6 +35,8 @@ class Evaluation:
         held_out: images on which `max_drop` and `budgets` choose, and of which nothing is told: training images that
             no training sees, where the digital network learns here (pretrain without weights); else test images.
             None: a fifth of the training images, or half of the test images, 5,000 at most.
+        searched: the run is one of many among which a search chooses: images are held out though it chooses nothing
+            itself, training is watched on them, and its accuracy on them is what it is chosen by.
         images: test images that are told of, evenly spaced over the set; None: all (that are not held out).
         cost_batches: test batches whose activations the energy is the mean of.
         norm_batches: training batches of which batch norm takes its means and variances anew wherever ρ is set (AdaBS,
@@ -51,6 +53,7 @@ class Evaluation:
     budgets: tuple[float, ...] = ()
     histograms: bool = False
     held_out: int | None = None
+    searched: bool = False
     images: int | None = None
     cost_batches: int = 4
     norm_batches: int = 0
@@ -86,9 +89,9 @@ class Evaluation:
         return self.max_drop if isinstance(self.max_drop, tuple) else (self.max_drop,)
 
     @property
-    def chooses(self) -> bool:
-        """Whether a choice is made by accuracy: of ρ, or of a network."""
-        return bool(self.drops or self.budgets)
+    def holds_out(self) -> bool:
+        """Whether a choice is made by accuracy, in this run or among several: of ρ, of a network, of settings."""
+        return bool(self.drops or self.budgets or self.searched)
 
 
 @dataclass(frozen=True)

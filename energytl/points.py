@@ -284,6 +284,10 @@ class Points:
             result[f"accuracy_digital_top{k}"] = float((self.test.digital < k).double().mean())
             if chips:
                 result[f"accuracies_chips_top{k}"] = top_accuracies(apart, k)
+        if evaluation.searched:
+            chosen_by = read_draws(self.analog, evaluation.reads, fold(seed, 11) + evaluation.first_read)
+            found = accuracies(self.analog, self.held_out.batches, chosen_by, f"{self.label}: images held out")
+            result["accuracy_held_out"] = quartiles(found)[1]
         if evaluation.histograms:
             result["histograms"] = {name: histogram(layer) for name, layer in analog_layers(self.analog).items()}
         if evaluation.exact_images:

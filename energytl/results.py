@@ -23,8 +23,6 @@ SUMMARY_KEYS = (
     "latency_s",
     "cells",
     "reads",
-    "tested_images",
-    "chosen_on",
 )
 """Keys of a case in summary.json. Accuracies are fractions, energies are per image, null is "not modelled"."""
 

@@ -79,7 +79,7 @@ def run_case(
     if recipe.evaluation is not None:
         loader = recipe.data.test_dataloader(recipe.evaluation.images, recipe.data.evaluation_batch)
         test = _judged(case.name, digital.to(device), recipe.data, loader)
-        if recipe.evaluation.chooses:
+        if recipe.evaluation.holds_out:
             held_out = _judged(case.name, digital, recipe.data, recipe.data.held_out_dataloader())
         if held_out and recipe.evaluation.drops:
             _refuse_chance(case, held_out.accuracy - max(recipe.evaluation.drops), recipe.data.classes)
@@ -247,15 +247,16 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
 
 
 def _hold_out(recipe: Recipe) -> None:
-    """Set apart the images on which the evaluation chooses, if it does.
+    """Set apart the images on which the evaluation, or a search, chooses, if it does.
 
     They are training images only where the digital network learns in this recipe: weights from elsewhere may have
     learnt from all of them, and what a network knows by heart says little of the drop on new images.
     """
-    if recipe.evaluation is None or not recipe.evaluation.chooses:
+    if recipe.evaluation is None or not recipe.evaluation.holds_out:
         return
     of_training = recipe.weights is None and recipe.pretrain is not None
     recipe.data.hold_out(recipe.evaluation.held_out, of_training)
+    recipe.data.watched = recipe.data.held_out if recipe.evaluation.searched else None
     for stage in recipe.before.values():
         if of_training and type(stage.data) is type(recipe.data):  # the same images, in other batches
             stage.data.hold_out(recipe.evaluation.held_out, of_training)
