@@ -4,6 +4,7 @@ Data that is not there is not an accident: `present()` says so, and `setup` rais
 """
 
 import hashlib
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from torchvision.datasets import DatasetFolder
 
 from energytl.analog.noise import fold
 from energytl.streams import apart
+from torchvision.datasets import VisionDataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -32,6 +34,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EVALUATED_IMAGES, EVALUATED_BYTES = 250, 2**22
 """Images, and bytes of them, in a batch of which an accuracy is wanted, where training's own batches are smaller."""
+
+HELD_OUT_IMAGES = 5000
+"""Images that are held out at most, unless more are asked for."""
 
 
 SAMPLED_IMAGES = 8
@@ -89,8 +94,9 @@ class ImageData(LightningDataModule, ABC):
 
     @cached_property
     def content(self) -> str:
-        """Digest of both sets as they were loaded: of what is in them, or of their files (see `fingerprint`)."""
-        return hashlib.sha256("".join(map(fingerprint, (self.train_set, self.test_set))).encode()).hexdigest()
+        """Digest of what is trained, tested and watched on: of what is in it, or of its files (see `fingerprint`)."""
+        sets = self.train_set, self.test_set, self.watched
+        return hashlib.sha256("".join(map(fingerprint, sets)).encode()).hexdigest()
 
     @property
     def held(self) -> bool:
@@ -113,6 +119,57 @@ class ImageData(LightningDataModule, ABC):
         """Load both sets, once."""
         if self.test_set is None:
             self.train_set, self.test_set = self.load()
+
+    held_out: Dataset[tuple[Tensor, int]] | None = None
+    """Images set apart by `hold_out`, as test images are seen."""
+
+    watched: Dataset[tuple[Tensor, int]] | None = None
+    """Images on which training is watched; None: the test set."""
+
+    trains_without: int = 0
+    """How many training images are held out."""
+
+    def hold_out(self, images: int | None, of_training: bool) -> None:
+        """Set images apart, before anything is trained or tested, that neither training nor the test then sees.
+
+        They are spread over the set, one at random from each of as many parts, and depend on nothing but its length:
+        cases and seeds hold out the same ones.
+
+        Args:
+            images: how many; None: a fifth of the training images, or half of the test images, HELD_OUT_IMAGES at most.
+            of_training: whether they come from the training set, or else from the test set.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        self.setup()
+        assert self.train_set is not None and self.test_set is not None
+        whole = self.train_set if of_training else self.test_set
+        available: int = len(whole)  # type: ignore[arg-type]
+        count = min(HELD_OUT_IMAGES, available // (5 if of_training else 2)) if images is None else images
+        kind = "training" if of_training else "test"
+        if not 1 <= count < available:
+            raise ValueError(
+                f"evaluation.held_out is {count}; allowed: 1 to {available - 1} of {available} {kind} images"
+            )
+        parts = torch.arange(count + 1) * available // count
+        chance = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        apart = (parts[:-1] + (chance * (parts[1:] - parts[:-1])).long()).tolist()
+        rest = sorted(set(range(available)) - set(apart))
+        if of_training:
+            self.held_out, self.trains_without = Subset(self.training_images_as_tested(), apart), count
+            self.train_set = Subset(whole, rest)
+        else:
+            self.held_out, self.test_set = Subset(whole, apart), Subset(whole, rest)
+        vars(self).pop("content", None)
+
+    def training_images_as_tested(self) -> Dataset[tuple[Tensor, int]]:
+        """The training set without augmentation: with the transform of the test set, if torchvision reads both.
+
+        A class of your own whose training images are changed at random otherwise overrides it.
+        """
+        assert self.train_set is not None and self.test_set is not None
+        return _transformed_as(self.train_set, self.test_set)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the training set, in an order that depends on seed and epoch alone."""
@@ -146,8 +203,15 @@ class ImageData(LightningDataModule, ABC):
             return self._loader(self.test_set, None, batch_size)
         return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None, batch_size)
 
+    def held_out_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the images held out, in order."""
+        assert self.held_out is not None
+        return self._loader(self.held_out, None, self.evaluation_batch)
+
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it; no epoch is chosen by it."""
+        """What training is watched on: the test set, as no epoch is chosen by it, unless a search chooses by it."""
+        if self.watched is not None:
+            return self._loader(self.watched, None, self.evaluation_batch)
         return self.test_dataloader(batch_size=self.evaluation_batch)
 
     def _loader(
@@ -214,6 +278,19 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     """Shape, type and content."""
     content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
     return f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + content
+
+
+def _transformed_as(images: Dataset[Any], others: Dataset[Any]) -> Dataset[Any]:
+    """Images that torchvision reads, with the transform of others that it reads; all else as it is."""
+    if isinstance(images, Subset):
+        return Subset(_transformed_as(images.dataset, others), images.indices)
+    while isinstance(others, Subset):
+        others = others.dataset
+    if not isinstance(images, VisionDataset) or not isinstance(others, VisionDataset):
+        return images
+    plain = copy.copy(images)
+    plain.transform = others.transform
+    return plain
 
 
 class Digits(ImageData):

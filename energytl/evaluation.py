@@ -26,15 +26,18 @@ class Evaluation:
             keeps one state of its telegraph noise, unless reads are computed without noise.
         top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
-            factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
-            the digital network's: weight scaling, open to every method. Several numbers give points, which two may
-            share. The factor is searched on part of the test images and confirmed on all of them, by other reads,
-            whose accuracy is the result. A network that never gets there is measured at the least energy of its own
-            best accuracy.
+            factor of least energy at which the accuracy (expected of a read) is so far below the digital network's:
+            weight scaling, open to every method. Several numbers give points, which two may share. The factor, and
+            which network of a family, are chosen on images that are held out; see `energytl.points`. A network that
+            never gets there is measured at the least energy of its own best accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
         histograms: keep a histogram of what the cells of each layer hold.
-        images: test images that are used, evenly spaced over the set; None: all.
-        search_images: those of them that the search for the factor uses.
+        held_out: images on which `max_drop` and `budgets` choose, and of which nothing is told: training images that
+            no training sees, where the digital network learns here (pretrain without weights); else test images.
+            None: a fifth of the training images, or half of the test images, 5,000 at most.
+        searched: the run is one of many among which a search chooses: images are held out though it chooses nothing
+            itself, training is watched on them, and its accuracy on them is what it is chosen by.
+        images: test images that are told of, evenly spaced over the set; None: all (that are not held out).
         cost_batches: test batches whose activations the energy is the mean of.
         norm_batches: training batches of which batch norm takes its means and variances anew wherever ρ is set (AdaBS,
             see `energytl.estimate_batch_norm`). 0: it keeps those of training.
@@ -49,23 +52,26 @@ class Evaluation:
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
     histograms: bool = False
+    held_out: int | None = None
+    searched: bool = False
     images: int | None = None
-    search_images: int = 2000
     cost_batches: int = 4
     norm_batches: int = 0
     exact_images: int = 0
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        least = dict.fromkeys(("reads", "search_images", "cost_batches"), 1)
+        least = dict.fromkeys(("reads", "cost_batches"), 1)
         least |= dict.fromkeys(("first_read", "chips", "norm_batches", "exact_images"), 0)
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
         if not all(k > 1 for k in self.top):
             raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
+        for name, otherwise in (("images", "all"), ("held_out", "a share of them")):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"evaluation.{name} is {count}; allowed: 1 or more, or null for {otherwise}")
         if self.exact_images and self.reads < 2:
             raise ValueError("evaluation.exact_images wants evaluation.reads of 2 or more to compare with")
         for drop in self.drops:
@@ -81,6 +87,34 @@ class Evaluation:
         if self.max_drop is None:
             return ()
         return self.max_drop if isinstance(self.max_drop, tuple) else (self.max_drop,)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a choice is made by accuracy, in this run or among several: of ρ, of a network, of settings."""
+        return bool(self.drops or self.budgets or self.searched)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images, and what the digital network makes of them.
+
+    Attributes:
+        batches: images and labels.
+        digital: the rank of their classes in the digital network's outputs, (images,).
+    """
+
+    batches: Batches
+    digital: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the digital network is right, bool (images,)."""
+        return self.digital == 0
+
+    @property
+    def accuracy(self) -> float:
+        """The digital network's accuracy."""
+        return float(self.right.double().mean())
 
 
 @dataclass(frozen=True)

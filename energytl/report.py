@@ -17,11 +17,11 @@ CAPTIONS = {
     "speed_map": "How many times fewer images than the baseline until the target, with 95 % intervals; blue: fewer; "
     "framed: what the paper tells of.",
     "accuracy_energy": "Accuracy against energy per image: median over reads (of several seeds: over the seeds), bars "
-    "from lower to upper quartile; thin lines: one read of few test images, on which the points were searched.",
+    "from lower to upper quartile; thin lines: the drop on the images held out, by which the points were chosen.",
     "least_energy": "Least energy that keeps the accuracy, here and as published; bars: its seeds; open: not "
-    "reached, at the own best.",
+    "reached (at the own best), or missed on test images.",
     "energy_by_condition": "Least energy of each method under each condition; bars: its seeds; open: not "
-    "reached, at the own best.",
+    "reached (at the own best), or missed on test images.",
     "accuracy_by_condition": "Accuracy of each method under each condition: median and range over chips or reads.",
     "weights": "What the cells of the last layer hold.",
     "depthwise_share": "Share of the depthwise layers.",

@@ -28,6 +28,8 @@ SUMMARY_KEYS = (
 
 POINT_KEYS = (
     "drop",
+    "found",
+    "drop_held_out",
     "reached",
     "rho_factor",
     "energy_weight",
@@ -42,8 +44,9 @@ POINT_KEYS = (
     "energy_cell_j",
     "energy_total_j",
 )
-"""Keys of a point in summary.json, where a case has several: what its accuracy may lose, whether it loses no more, the
-factor on the trained ρ, λ of its training, the accuracy, its drop with a 95 % interval, and energies."""
+"""Keys of a point in summary.json, where a case has several: what its accuracy may lose; whether the choice found a ρ
+for that, what it loses by the choice's estimate, and whether the test images bear it out (see `energytl.points`); the
+factor on the trained ρ, λ of its training; on test images the accuracy and its drop with a 95 % interval; energies."""
 
 TRAINING_KEYS = ("training_energy_j", "training_latency_s", "training_pulses")
 """The same of cases that trained on the chip: of the whole training."""

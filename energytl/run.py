@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from energytl.analog.convert import analog_layers, convert
 from energytl.analog.inference import inference
@@ -25,7 +26,7 @@ from energytl.analog.noise import fold
 from energytl.classifier import Classifier, rehearse
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
-from energytl.evaluation import Batches, digital_ranks, run_accuracies
+from energytl.evaluation import Batches, Judged, digital_ranks, run_accuracies
 from energytl.objectives import Objective, refuse_hints
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
@@ -44,7 +45,7 @@ from energytl.stages import analog_network, before_training, first_row, freeze, 
 from energytl.training import Row, Trained, load_weights, several_processes, train
 
 HELD_IMAGES_BYTES = 2**31
-"""Test images up to this size are read and transformed once and held; more are loaded anew for each measurement."""
+"""Images to measure on are read and transformed once and held up to this size; more are loaded anew each time."""
 
 
 def run_case(
@@ -73,14 +74,15 @@ def run_case(
     kept = recipe_folder.parent / KEPT
     start = before_training(case, recipe, kept)
     device = _device(case)
-    test: Batches = []
-    digital_found: Tensor | None = None
+    test: Judged | None = None
+    held_out: Judged | None = None
     if recipe.evaluation is not None:
-        test = _test_images(recipe)
-        digital_found = digital_ranks(digital.to(device), test, f"{case.name}: digital")
-        drops = recipe.evaluation.drops
-        if drops:
-            _refuse_chance(case, float((digital_found == 0).double().mean()) - max(drops), recipe.data.classes)
+        loader = recipe.data.test_dataloader(recipe.evaluation.images, recipe.data.evaluation_batch)
+        test = _judged(case.name, digital.to(device), recipe.data, loader)
+        if recipe.evaluation.holds_out:
+            held_out = _judged(case.name, digital, recipe.data, recipe.data.held_out_dataloader())
+        if held_out and recipe.evaluation.drops:
+            _refuse_chance(case, held_out.accuracy - max(recipe.evaluation.drops), recipe.data.classes)
     before = _accuracies("digital", recipe, digital)
     teacher = copy.deepcopy(digital) if recipe.objective.wants_teacher else None
     analog = analog_network(
@@ -110,7 +112,7 @@ def run_case(
         "published": recipe.published,
         "paper": recipe.paper,
     }
-    result |= _measure(case.name, analog.to(device), recipe, trained, test, digital_found)
+    result |= _measure(case.name, analog.to(device), recipe, trained, test, held_out)
     if recipe.convergence is not None:
         result["convergence"] = _curves(recipe, trained[-1].history)
         result["before"] = before
@@ -147,28 +149,33 @@ def _curves(recipe: Recipe, history: list[Row]) -> Result:
     }
 
 
-def _test_images(recipe: Recipe) -> Batches:
-    """Batches of test images: held, or where they are many, a loader of them."""
-    assert recipe.evaluation is not None
-    loader = recipe.data.test_dataloader(recipe.evaluation.images, recipe.data.evaluation_batch)
-    size = len(loader.dataset) * math.prod(recipe.data.shape) * 4  # type: ignore[arg-type]
-    return list(loader) if size <= HELD_IMAGES_BYTES else loader
+def _judged(label: str, digital: nn.Module, data: ImageData, loader: DataLoader[tuple[Tensor, Tensor]]) -> Judged:
+    """Images, held where they are not too many, and what the digital network makes of them."""
+    size = len(loader.dataset) * math.prod(data.shape) * 4  # type: ignore[arg-type]
+    batches: Batches = list(loader) if size <= HELD_IMAGES_BYTES else loader
+    return Judged(batches, digital_ranks(digital, batches, f"{label}: digital"))
 
 
 def _measure(
-    label: str, analog: nn.Module, recipe: Recipe, trained: list[Trained], test: Batches, digital: Tensor | None
+    label: str, analog: nn.Module, recipe: Recipe, trained: list[Trained], test: Judged | None, held_out: Judged | None
 ) -> Result:
     """The points of a case; the first one's numbers are the case's own."""
-    if digital is None:
+    if test is None:
         cost = price(analog, recipe.data, 1, recipe)
         if trained[-1].activities:
             cost = cost.with_training(trained[-1].activities, recipe.periphery)
         cost = cost.of_one(recipe.data.runs)
         return dict.fromkeys(POINT_KEYS) | {"accuracy_digital": None, "rho_factor": 1.0} | cost_numbers(cost)
-    points, curves = Points(label, analog, recipe, test, digital).measure(trained)
-    accuracy = float((digital == 0).double().mean())
-    accuracy_digital = None if _begins_at_chance(recipe, accuracy) else accuracy  # None: no number to compare with
-    return points[0] | {"accuracy_digital": accuracy_digital, "points": points, "curves": curves}
+    points, curves = Points(label, analog, recipe, test, held_out).measure(trained)
+    accuracy_digital = None if _begins_at_chance(recipe, test.accuracy) else test.accuracy  # None: nothing to compare
+    of = "training" if recipe.data.trains_without else "test"
+    return points[0] | {
+        "accuracy_digital": accuracy_digital,
+        "points": points,
+        "curves": curves,
+        "tested_images": len(test.digital),
+        "chosen_on": {"images": len(held_out.digital), "of": of} if held_out else None,
+    }
 
 
 def _begins_at_chance(recipe: Recipe, accuracy_digital: float) -> bool:
@@ -214,6 +221,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     if not missing and any(data.train_set is data.test_set for data in trained):
         raise RecipeError(f"case {case.name}: the data has no images to train on, only those to test with")
     try:
+        if not missing:
+            _hold_out(recipe)
         _refuse_other_shapes(recipe.network, recipe.data)
         for name, stage in recipe.before.items():
             _refuse_stage(case, recipe, name, stage)
@@ -236,6 +245,22 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
             "used directly or not at all. Call these layers, remove them, or set strict: false"
         )
     return recipe
+
+
+def _hold_out(recipe: Recipe) -> None:
+    """Set apart the images on which the evaluation, or a search, chooses, if it does.
+
+    They are training images only where the digital network learns in this recipe: weights from elsewhere may have
+    learnt from all of them, and what a network knows by heart says little of the drop on new images.
+    """
+    if recipe.evaluation is None or not recipe.evaluation.holds_out:
+        return
+    of_training = recipe.weights is None and recipe.pretrain is not None
+    recipe.data.hold_out(recipe.evaluation.held_out, of_training)
+    recipe.data.watched = recipe.data.held_out if recipe.evaluation.searched else None
+    for stage in recipe.before.values():
+        if of_training and type(stage.data) is type(recipe.data):  # the same images, in other batches
+            stage.data.hold_out(recipe.evaluation.held_out, of_training)
 
 
 def _refuse_stage(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> None:

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--evaluation.max_drop=[-0.1]", "evaluation.max_drop is -0.1"),
         ("--evaluation.budgets=[100,0]", "evaluation.budgets has 0.0; allowed: above 0"),
         ("--evaluation.budgets=[-1]", "evaluation.budgets has -1.0; allowed: above 0"),
-        ("--evaluation.search_images=0", "evaluation.search_images is 0; allowed: 1 or more"),
+        ("--evaluation.held_out=0", "evaluation.held_out is 0; allowed: 1 or more, or null for a share of them"),
         ("--objective.energy_weight=[]", "objective.energy_weight is an empty list"),
         ("--objective.energy_weight=[0.1,-1]", "objective.energy_weight is -1.0; allowed: 0 or more"),
         ("--objective.activity=-1", "objective.activity is -1; allowed: 0 or more"),

@@ -74,8 +74,9 @@ def noiseless(run):
 
 def test_each_training_goes_on_from_the_last_ones_weights(run):
     settings = SETTINGS | {"train": {"epochs": 2}, "objective": {"energy_weight": [0.5, 3.0], "rho_lr": 0.1}}
-    family, trainings = run(settings | {"evaluation": EVALUATION | {"max_drop": [0.1, 0.2]}}, "family")
-    assert trainings == 2
+    settings |= {"evaluation": EVALUATION | {"max_drop": [0.1, 0.2]}}
+    family, trainings = run(settings, "family")
+    assert trainings == 3  # the digital network has not seen the images held out
     rows = family["history"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     energies = [row["train/energy"] for row in rows]
@@ -258,3 +259,80 @@ def test_distillation_and_hints_pull_towards_the_digital_network(run, tmp_path, 
     own, _ = run(settings)
     taught, _ = run(settings | {"objective": objective})
     assert taught["history"][-1]["train/accuracy"] < own["history"][-1]["train/accuracy"] - 0.05
+
+
+# images held out
+
+
+def test_what_is_chosen_is_chosen_on_images_that_no_training_saw_and_a_kept_training_knows_how_many(run, monkeypatch):
+    seen = []
+    fit = Trainer.fit
+
+    def noting(self, *args, datamodule, **kwargs):
+        seen.append({image.numpy().tobytes() for image, _ in datamodule.train_set})
+        chosen.append({image.numpy().tobytes() for image, _ in datamodule.held_out})
+        return fit(self, *args, datamodule=datamodule, **kwargs)
+
+    chosen: list[set[bytes]] = []
+    settings = SETTINGS | {"share_training": True, "evaluation": EVALUATION | {"max_drop": 0.2, "held_out": 600}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", noting)
+        (case,) = read(written(run.folder.parent, settings), [])
+        result = run_case(case, 0, run.folder / "held_out", False)
+    assert len(seen) == 2  # the digital network, and the analog one
+    assert all(len(images) == 3400 for images in seen)
+    assert all(len(images) == 600 for images in chosen)
+    assert not set.union(*seen) & set.union(*chosen)
+    assert result["chosen_on"] == {"images": 600, "of": "training"}
+    assert result["tested_images"] == 200
+    assert run(settings, "again")[1] == 0
+    others = settings | {"evaluation": settings["evaluation"] | {"held_out": 601}}
+    assert run(others, "others")[1] == 2
+    nothing_chosen = {key: value for key, value in settings.items() if key != "evaluation"} | {"evaluation": EVALUATION}
+    plain, trainings = run(nothing_chosen, "plain")
+    assert trainings == 1  # its digital network is that of the recipes above, which have seen all images
+    assert plain["chosen_on"] is None
+
+
+def test_a_pre_training_on_the_same_data_in_other_batches_does_not_see_the_images_held_out(run):
+    pretrain = SETTINGS["pretrain"] | {"data": {"class_path": "energytl.data.Digits", "init_args": {"batch_size": 100}}}
+    settings = SETTINGS | {"pretrain": pretrain, "evaluation": EVALUATION | {"max_drop": 0.2}}
+    (case,) = read(written(run.folder.parent, settings), [])
+    recipe = prepare(case, needs_data=True)
+    before = {image.numpy().tobytes() for image, _ in recipe.pretrain.data.train_set}
+    held_out = {image.numpy().tobytes() for image, _ in recipe.data.held_out}
+    assert (len(before), len(held_out)) == (3200, 800)
+    assert not before & held_out
+
+
+def test_weights_that_may_know_the_training_images_choose_on_test_images_that_are_not_told_of(run, tmp_path):
+    torch.save(mlp(hidden=(8,)).state_dict(), tmp_path / "weights.pt")
+    evaluation = {"reads": 2, "budgets": [100.0], "cost_batches": 1}
+    settings = SETTINGS | {"weights": str(tmp_path / "weights.pt"), "pretrain": None, "evaluation": evaluation}
+    (case,) = read(written(tmp_path, settings), [])
+    recipe = prepare(case, needs_data=True)
+    assert [len(images) for images in (recipe.data.train_set, recipe.data.held_out, recipe.data.test_set)] == [
+        4000,
+        500,
+        500,
+    ]
+    result, _ = run(settings | {"train": None}, "weights")
+    assert result["chosen_on"] == {"images": 500, "of": "test"}
+    assert result["tested_images"] == 500
+
+
+def test_more_images_than_there_are_cannot_be_held_out(run):
+    settings = SETTINGS | {"evaluation": EVALUATION | {"max_drop": 0.2, "held_out": 4000}}
+    (case,) = read(written(run.folder.parent, settings), [])
+    with pytest.raises(RecipeError, match=r"evaluation\.held_out is 4000; allowed: 1 to 3999 of 4000 training images"):
+        prepare(case, needs_data=True)
+
+
+def test_a_run_that_a_search_chooses_by_is_measured_and_watched_on_images_held_out(run):
+    (case,) = read(written(run.folder.parent, SETTINGS | {"evaluation": EVALUATION | {"searched": True}}), [])
+    recipe = prepare(case, needs_data=True)
+    watched = torch.cat([labels for _, labels in recipe.data.val_dataloader()])
+    assert torch.equal(watched, torch.tensor([label for _, label in recipe.data.held_out]))
+    result = run_case(case, 0, run.folder / "searched", False)
+    assert abs(result["accuracy_held_out"] - result["accuracy_median"]) < 5 * (0.5 / 200) ** 0.5
+    assert result["chosen_on"] == {"images": 800, "of": "training"}

@@ -1,4 +1,9 @@
-"""The front, measured again with many reads and written as recipes that are ready to run."""
+"""The front, measured again with many reads and written as recipes that are ready to run.
+
+Trials are chosen by their accuracy on images that are held out, and so are, with more reads, those of them that stay on
+the front. What is then told of these is their accuracy on test images: the best of many numbers is too good, by as much
+as its luck, and no choice has seen these. So a point of the front may be dominated by another one as told.
+"""
 
 import shutil
 import sys
@@ -47,7 +52,7 @@ def confirm_front(search: Search) -> list[Point]:
     again = [_measured(settings, old, results[old.number]) for old in candidates if old.number in results]
     if candidates and not again:
         raise StudyError(f"none of the front could be measured again; see {search.folder / CONFIRMED}")
-    return front(again)
+    return [told(kept, results[kept.number]) for kept in front(again)]
 
 
 def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
@@ -84,10 +89,15 @@ def _measure(case: Case, folder: Path, workers: int, index: int) -> Result:
 
 
 def _measured(settings: Settings, old: Point, result: Result) -> Point:
-    """A point with the numbers found now, and the quartiles of its accuracy."""
+    """A point with the numbers found now, by which it is chosen."""
     numbers = {name: QUANTITIES[name].of(result) for name in wanted_quantities(settings)}
-    quartiles = (float(result["accuracy_q25"]), float(result["accuracy_q75"]))
-    return replace(point(settings, old.number, old.params, numbers), quartiles=quartiles)
+    return point(settings, old.number, old.params, numbers)
+
+
+def told(kept: Point, result: Result) -> Point:
+    """A point that was chosen, with its accuracy on test images, which had no part in that, and their quartiles."""
+    numbers = kept.numbers | ({"accuracy": float(result["accuracy_median"])} if "accuracy" in kept.numbers else {})
+    return replace(kept, numbers=numbers, quartiles=(float(result["accuracy_q25"]), float(result["accuracy_q75"])))
 
 
 def write_front(search: Search, kept: Sequence[Point]) -> None:

@@ -137,7 +137,10 @@ def notes(settings: Settings, findings: Findings) -> list[str]:
         lines.append("no point keeps to the constraints, so there is no front")
     elif all(point.quartiles is not None for point in findings.kept) and settings.confirm:
         reads = settings.confirm.reads
-        lines.append(f"the front was measured again with {reads} other reads a point; its runs lie in {CONFIRMED}/")
+        lines.append(
+            f"the front was measured again with {reads} other reads a point, chosen on the images held out and told of "
+            f"test images, which no trial saw; its runs lie in {CONFIRMED}/"
+        )
     else:
         lines.append("the front was not measured again: its accuracies are the best of many and so a little too good")
     broken = sum(not point.feasible for point in findings.found)

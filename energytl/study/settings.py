@@ -303,7 +303,10 @@ class Study:
         if len(cases) > 1:
             named = ", ".join(case.name for case in cases)
             raise RecipeError(f"{self.base} has several cases; choose one with `case`: {named}")
-        return Case(name, cases[0].settings)
+        settings = cases[0].settings
+        if settings.evaluation is not None:
+            settings.evaluation.searched = True
+        return Case(name, settings)
 
     def as_yaml(self) -> str:
         """The study with all defaults, and the command line's overrides."""

@@ -282,6 +282,13 @@ def test_a_search_leaves_a_front_of_recipes_that_run(finished, tmp_path, capsys)
     for key in ("accuracy_median", "energy_paper", "latency_s", "cells"):
         assert again[key] == pytest.approx(confirmed[key], rel=1e-6)
     assert len(confirmed["accuracies"]) == 4
+    front = {row["number"]: row for row in json.loads((folder / "front" / "front.json").read_text())}
+    assert front[trial]["numbers"]["accuracy"] == confirmed["accuracy_median"]  # told of test images
+    assert front[trial]["losses"][0] == -confirmed["accuracy_held_out"]  # chosen by others
+    assert confirmed["chosen_on"] == {"images": 800, "of": "training"}
+    tried = json.loads((folder / "trials" / f"{trial:04d}" / "version_0" / "result.json").read_text())
+    assert tried["accuracy_held_out"] != confirmed["accuracy_held_out"]
+    assert tried["history"] == confirmed["history"]  # not trained again
 
 
 def test_the_report_of_a_search_holds_all_that_was_found(finished, capsys):
