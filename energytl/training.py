@@ -25,6 +25,7 @@ from energytl.classifier import Classifier
 from energytl.cost.training import Activity
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
+from energytl.progress import TrainingBar, watched
 from energytl.recipe import PRETRAIN, Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
@@ -180,6 +181,7 @@ def fit(
         load_tensors(last, "checkpoint")  # refuses a damaged file in one line
     options = case.trainer_settings()
     plugins = options.pop("plugins") or []
+    bars = options.pop("enable_progress_bar") is not False and watched()
     trainer = Trainer(
         **options,
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()],
@@ -187,6 +189,7 @@ def fit(
         logger=logger or False,
         default_root_dir=checkpoints.parent,
         enable_model_summary=False,
+        enable_progress_bar=bars,
         callbacks=[
             SeededEpochs(seed),
             GoOnWithCells(cells or {}),
@@ -194,6 +197,7 @@ def fit(
             StopAtNaN(),
             *[ClipWeights()] * settings.clip_weights,
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+            *[TrainingBar()] * bars,
             *callbacks,
         ],
     )

@@ -11,13 +11,13 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet"),
+    ("devices", "quiet", "origin", "progress"),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("plots", "recipe", "report", "device_fit"),
-    ("training", "points", "results_page", "features"),
+    ("training", "points", "rehearsal", "results_page", "features"),
     ("stages",),
     ("run",),
     ("workers",),
