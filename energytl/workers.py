@@ -11,8 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
 from energytl.recipe import Case
 from energytl.run import run_case
@@ -48,7 +48,7 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
             run_case(case, place, folder, resume)
         return
     workers = min(workers, len(cases))
-    with tqdm(total=len(cases), desc=folder.name, unit="case") as bar, pool_of(workers) as pool:
+    with Bar(total=len(cases), desc=folder.name, unit="case") as bar, pool_of(workers) as pool:
         started = {
             pool.submit(_run, case, place, folder, resume, workers, number % workers): case
             for number, (place, case) in enumerate(cases.items())

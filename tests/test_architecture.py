@@ -11,13 +11,13 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet", "source"),
+    ("devices", "quiet", "source", "origin", "progress"),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results", "streams"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("plots", "recipe", "report", "device_fit"),
-    ("kept_trainings", "training", "points", "results_page", "features"),
+    ("kept_trainings", "training", "points", "rehearsal", "results_page", "features"),
     ("stages",),
     ("run",),
     ("workers",),

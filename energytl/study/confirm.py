@@ -14,8 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from energytl.progress import Bar
 from energytl.recipe import Case, said_by
 from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
@@ -59,7 +58,7 @@ def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
     """The results of these cases, by trial, with a bar; a case that fails is named and left out."""
     results: dict[int, Result] = {}
     workers = min(search.workers, max(1, len(cases)))
-    with tqdm(total=len(cases), desc="front, measured again", unit="point") as bar:
+    with Bar(total=len(cases), desc="front, measured again", unit="point") as bar:
 
         def take(number: int, get: Any) -> None:  # noqa: ANN401
             try:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from tqdm import tqdm
 
+from energytl.progress import Bar
 from energytl.recipe import Case, parse, said_by
 from energytl.study.search import (
     Search,
@@ -68,7 +68,7 @@ def _drive(
     """Keep the cluster busy until there are enough trials."""
     running: dict[Any, optuna.Trial] = {}
     try:
-        with tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
+        with Bar(total=search.trials, desc=search.study.name, unit="trial") as bar:
             while True:
                 while len(running) < search.workers and _more(search, trials, begun):
                     submitted = _submit(search, trials, driver, remote)

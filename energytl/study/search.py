@@ -14,9 +14,9 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from energytl.analog.noise import fold
+from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
 from energytl.recipe import Case, said_by
 from energytl.study.front import front, hypervolumes, points
@@ -81,7 +81,7 @@ def run_search(search: Search) -> None:
     Raises:
         StudyError: if nothing but failures comes out, or workers end before there are enough.
     """
-    with search.open() as trials, tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
+    with search.open() as trials, Bar(total=search.trials, desc=search.study.name, unit="trial") as bar:
         begun = begin(search, trials)
         draw(bar, search, trials)
         if search.workers == 1:
