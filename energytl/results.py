@@ -6,6 +6,7 @@ logs/<recipe>/summary.json maps each case to the numbers of its latest finished 
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ Result = dict[str, Any]
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
-    """Write all of a file or nothing: a full disk leaves the old one."""
-    part = path.with_name(path.name + ".part")
+    """Write all of a file or nothing: a full disk leaves the old one, and of several writers the last one wins."""
+    part = _part_of(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=2, allow_nan=False)
@@ -71,7 +72,7 @@ def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
     Raises:
         OSError: if it cannot be written, as on a full disk.
     """
-    part = path.with_name(path.name + ".part")
+    part = _part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, part)
@@ -80,6 +81,11 @@ def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
         raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """A file beside this one, which no other writer has."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -107,10 +113,14 @@ def version_number(folder: Path) -> int:
 
 def new_version(case_folder: Path) -> Path:
     """A version folder that does not exist yet, made."""
-    taken = versions(case_folder)
-    folder = case_folder / f"version_{version_number(taken[-1]) + 1 if taken else 0}"
-    folder.mkdir(parents=True)
-    return folder
+    while True:
+        taken = versions(case_folder)
+        folder = case_folder / f"version_{version_number(taken[-1]) + 1 if taken else 0}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another run was quicker
+        return folder
 
 
 def finished(version: Path) -> bool:
