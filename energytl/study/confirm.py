@@ -126,7 +126,10 @@ def read_front(settings: Settings, folder: Path) -> list[Point] | None:
     if not path.is_file():
         return None
     try:
-        return [_read_point(settings, row) for row in read_json(path)]
+        rows = read_json(path)
+        if not isinstance(rows, list):
+            raise TypeError("a list is wanted")
+        return [_read_point(settings, row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         raise StudyError(f"{path} holds no front of this search ({said_by(error)}): remove it") from error
 

@@ -120,12 +120,13 @@ class Progress:
         search, known = self._search, self._trials.get_trials(deepcopy=False)
         for trial, silence_s in self._lookout.silences(self._trials):
             worker, grace_s = trial.user_attrs.get("worker"), SILENT_BEATS * search.heartbeat_s
-            own = search.command in str(worker)
+            if worker and search.command in worker:
+                continue  # a process of this command: it is seen to end
             if silence_s > grace_s:
                 self.say(f"trial {trial.number} is repeated: its worker gave no sign of life for {grace_s:g} s")
                 give_up(self._trials, trial)
                 self._told.discard(trial.number)
-            elif not (own or wanted(search, known) or trial.number in self._told) and (
+            elif not (wanted(search, known) or trial.number in self._told) and (
                 worker or silence_s > search.heartbeat_s
             ):
                 self._told.add(trial.number)

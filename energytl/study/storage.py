@@ -44,7 +44,7 @@ FORMATS = "postgresql://USER:PASSWORD@HOST/DATABASE, another database of SQLAlch
 PLACES = ("data.init_args.root", "trainer", "weights")
 """Recipe keys that say where and how a trial runs, not what it finds out: machines of one search may differ in them."""
 
-LOST = (SQLAlchemyError, StorageInternalError, RpcError)
+LOST = (SQLAlchemyError, StorageInternalError, RpcError, sqlite3.Error)
 """What the storage raises where it cannot be reached, read or written."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # progress and errors are shown by the search itself
@@ -112,6 +112,8 @@ def _sqlite(path: Path, folder: Path) -> RDBStorage:
     Raises:
         sqlite3.DatabaseError: if the file is damaged.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
     if path.is_file() and path.stat().st_size == 0 and (folder / TRIALS).is_dir():
         raise sqlite3.DatabaseError("it is empty")
     with FileLock(path.with_name(f"{path.name}.lock"), mode=0o666):  # tables are made one after the other
