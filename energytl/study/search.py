@@ -306,13 +306,14 @@ def _run_next(search: Search, trials: optuna.Study, worker: Worker, index: int) 
 
 
 def _outcome(search: Search, trials: optuna.Study, trial: optuna.Trial, index: int) -> Outcome | Exception:
-    """What a trial found out, or what it raised."""
+    """What a trial found out, or what it raised; Ctrl-C stops it in training, but never in the middle of a write."""
     started = time.monotonic()
     try:
-        case = prepare(search, trials, trial, index)
+        with uninterrupted():
+            case, others = prepare(search, trials, trial, index), rivals(search.study, trials)
         if isinstance(case, Outcome):
             return case
-        return run_trial(case, search.folder, wanted_quantities(search.study.settings), rivals(search.study, trials))
+        return run_trial(case, search.folder, wanted_quantities(search.study.settings), others)
     except (*LOST, UpdateFinishedTrialError, OSError):
         raise
     except Exception as error:

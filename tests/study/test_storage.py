@@ -41,8 +41,8 @@ def in_a_fork(action) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def at_each_write(number: int, act) -> tuple[int, list[int]]:
-    """Listen to SQLAlchemy, so that `act` is called just before the number-th transaction that writes is committed."""
+def at_write(number: int, act) -> None:
+    """From now on in this process, `act` is called just before the number-th transaction that writes is committed."""
     writes, count = [False], [0]
 
     def executes(connection, cursor, statement, *_):
@@ -54,14 +54,12 @@ def at_each_write(number: int, act) -> tuple[int, list[int]]:
             act()
         writes[0] = False
 
+    def rolls_back(connection):
+        writes[0] = False
+
     event.listen(Engine, "before_cursor_execute", executes)
     event.listen(Engine, "commit", commits)
-
-    def end():
-        event.remove(Engine, "before_cursor_execute", executes)
-        event.remove(Engine, "commit", commits)
-
-    return end, count
+    event.listen(Engine, "rollback", rolls_back)
 
 
 @pytest.fixture
@@ -91,7 +89,7 @@ def test_a_worker_killed_between_any_two_of_its_writes_is_replaced(begun, capsys
         killed = begun(f"killed{number}")
 
         def die(search=killed, number=number):
-            at_each_write(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            at_write(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
             run_search(search)
 
         if in_a_fork(die) == 0:
@@ -103,26 +101,22 @@ def test_a_worker_killed_between_any_two_of_its_writes_is_replaced(begun, capsys
     assert sum("trial 1 is repeated: its worker gave no sign of life for 0.08 s" in text for text in said) == number - 3
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_ctrl_c_at_any_write_leaves_no_trial_that_others_wait_for(begun):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-    try:
-        for number in range(1, 100):
-            search = begun(f"interrupted{number}")
-            end, count = at_each_write(number, lambda: signal.raise_signal(signal.SIGINT))
-            try:
+    for number in range(1, 100):
+        search = begun(f"interrupted{number}")
+
+        def interrupted(search=search, number=number):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+            at_write(number, lambda: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
                 run_search(search)
-            except KeyboardInterrupt:
-                pass
-            finally:
-                end()
-            assert TrialState.RUNNING not in states(search), number
-            if count[0] < number:
-                break
-            run_search(search)
-            assert states(search) == [TrialState.COMPLETE] * 2, number
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+        if in_a_fork(interrupted) != 0:  # it was not interrupted
+            break
+        assert TrialState.RUNNING not in states(search), number
     assert number > 8
+    assert states(search) == [TrialState.COMPLETE] * 2
 
 
 def test_ctrl_c_is_only_put_off(monkeypatch):
