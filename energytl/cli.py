@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
@@ -31,11 +30,10 @@ from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
 from energytl.stages import analog_network
-from energytl.study.confirm import confirm_front, write_front
 from energytl.study.quantities import QUANTITIES
 from energytl.study.ray_cluster import run_on_ray
-from energytl.study.report import STUDY, TENSORBOARD, search_report
-from energytl.study.search import Search, run_search, wanted_quantities
+from energytl.study.report import TENSORBOARD, confirmed_report, search_report
+from energytl.study.search import STUDY, Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
@@ -219,9 +217,7 @@ def _add_search(commands: Any) -> None:  # noqa: ANN401
         help="postgresql://… or grpc://… for several machines (default: a file beside the runs)",
     )
     sub.add_argument("--cluster", choices=["ray"], help="run trials as tasks of a Ray cluster")
-    sub.add_argument(
-        "--heartbeat", type=int, default=HEARTBEAT_S, metavar="S", help="between a worker's signs of life to a database"
-    )
+    sub.add_argument("--heartbeat", type=int, default=HEARTBEAT_S, metavar="S", help="between a worker's signs of life")
     sub.add_argument(
         "--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go: DIR/search/STUDY (default: logs)"
     )
@@ -242,17 +238,11 @@ def _search(given: argparse.Namespace, overrides: list[str]) -> int:
     folder = given.out / "search" / study.name
     trials = given.trials or study.settings.trials
     search = Search(study, folder, given.storage, trials, given.workers or 1, given.heartbeat)
-    with search.open():
-        pass  # a storage that refuses, or another search of that name, is found before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STUDY).write_text(study.as_yaml(), encoding="utf-8")
     if given.cluster == "ray":
         run_on_ray(search, given.workers)
     else:
         run_search(search)
-    with FileLock(folder / "report.lock"):  # commands that end together report one after the other
-        write_front(search, confirm_front(search))
-        print(search_report(folder, given.storage))
+    print(confirmed_report(search))
     print(f"\n{folder / 'report.html'}; tensorboard --logdir '{folder / TENSORBOARD}'")
     return 0
 

@@ -143,10 +143,14 @@ def version_number(folder: Path) -> int:
 
 def new_version(case_folder: Path) -> Path:
     """A version folder that does not exist yet, made."""
-    taken = versions(case_folder)
-    folder = case_folder / f"version_{version_number(taken[-1]) + 1 if taken else 0}"
-    folder.mkdir(parents=True)
-    return folder
+    while True:
+        taken = versions(case_folder)
+        folder = case_folder / f"version_{version_number(taken[-1]) + 1 if taken else 0}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another run was quicker
+        return folder
 
 
 def finished(version: Path) -> bool:

@@ -48,7 +48,9 @@ def confirm_front(search: Search) -> list[Point]:
     candidates = front(found, near)
     cases = {candidate.number: confirming_case(search.study, candidate) for candidate in candidates}
     results = _results(search, cases)
-    again = [_measured(settings, old, results[old.number]) for old in candidates if old.number in results]
+    again = [
+        _measured(settings, old, results[old.number], search.folder) for old in candidates if old.number in results
+    ]
     if candidates and not again:
         raise StudyError(f"none of the front could be measured again; see {search.folder / CONFIRMED}")
     return [told(kept, results[kept.number]) for kept in front(again)]
@@ -63,7 +65,11 @@ def _results(search: Search, cases: dict[int, Case]) -> dict[int, Result]:
         def take(number: int, get: Any) -> None:  # noqa: ANN401
             try:
                 results[number] = get()
-            except (BrokenProcessPool, ValueError, RuntimeError) as error:
+            except BrokenProcessPool as error:
+                raise StudyError(
+                    "a worker was killed while the front was measured again; to go on, repeat the command"
+                ) from error
+            except (ValueError, RuntimeError) as error:
                 bar.write(f"trial {number} could not be measured again: {said_by(error)}", file=sys.stderr)
             bar.update()
 
@@ -87,9 +93,16 @@ def _measure(case: Case, folder: Path, workers: int, index: int) -> Result:
     return run_silently(on_own_gpu(case, index), folder / CONFIRMED)
 
 
-def _measured(settings: Settings, old: Point, result: Result) -> Point:
+def _measured(settings: Settings, old: Point, result: Result, folder: Path) -> Point:
     """A point with the numbers found now, by which it is chosen."""
-    numbers = {name: QUANTITIES[name].of(result) for name in wanted_quantities(settings)}
+    try:
+        numbers = {name: QUANTITIES[name].of(result) for name in wanted_quantities(settings)}
+    except (ValueError, TypeError, KeyError) as error:
+        place = folder / CONFIRMED / f"{old.number:04d}"
+        raise StudyError(
+            f"the result in {place} is none of this search ({said_by(error)}): remove that folder, and the same "
+            "command measures it again"
+        ) from error
     return point(settings, old.number, old.params, numbers)
 
 
@@ -112,13 +125,30 @@ def write_front(search: Search, kept: Sequence[Point]) -> None:
     write_json(folder / "front.json", [asdict(kept_point) for kept_point in kept])
 
 
-def read_front(folder: Path) -> list[Point] | None:
-    """The front that was written last; None if none was."""
+def read_front(settings: Settings, folder: Path) -> list[Point] | None:
+    """The front that was written last; None if none was.
+
+    Raises:
+        StudyError: with the file's name, if it holds something else.
+    """
     path = folder / FRONT / "front.json"
     if not path.is_file():
         return None
-    rows = read_json(path)
-    return [Point(**row | {name: row[name] and tuple(row[name]) for name in ("losses", "quartiles")}) for row in rows]
+    try:
+        rows = read_json(path)
+        if not isinstance(rows, list):
+            raise TypeError("a list is wanted")
+        return [_read_point(settings, row) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{path} holds no front of this search ({said_by(error)}): remove it") from error
+
+
+def _read_point(settings: Settings, row: dict[str, Any]) -> Point:
+    """A point as `write_front` wrote it; what follows from its numbers is calculated again."""
+    numbers = {name: float(row["numbers"][name]) for name in wanted_quantities(settings)}
+    params = {name: row["params"][name] for name in settings.vary}
+    low_high = row["quartiles"] and tuple(map(float, row["quartiles"]))
+    return replace(point(settings, int(row["number"]), params, numbers), quartiles=low_high)
 
 
 def confirming_case(study: Study, candidate: Point) -> Case:

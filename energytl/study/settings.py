@@ -10,8 +10,11 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from optuna import Trial
 from optuna.samplers import BaseSampler
+from torch import nn
 
-from energytl.recipe import Case, RecipeError, merge, nested, one_line, read
+from energytl.analog.convert import analog_layers, convert
+from energytl.optim.on_chip import OnChipOptimizer
+from energytl.recipe import Case, Recipe, RecipeError, merge, nested, one_line, read, said_by
 from energytl.study.quantities import QUANTITIES
 
 
@@ -410,18 +413,31 @@ def _varied(key: str, values: Any) -> Range | Choice:  # noqa: ANN401
 def _check(path: Path, study: Study) -> None:
     """Build the recipe with the ends of each range and every choice, so that no trial fails for a wrong setting."""
     lists = {key: varied.examples for key, varied in study.varied.items()}
+    late = [name for name in (*study.settings.objectives, *study.settings.constraints) if name.startswith("training")]
     for number in range(max(map(len, lists.values()))):
         values = {key: examples[min(number, len(examples) - 1)] for key, examples in lists.items()}
         try:
             case = study.case(study.name, values)
-            case.build()
-        except RecipeError as error:
-            raise StudyError(f"{path}, with {_shown(values)}: {error}") from error
+            recipe = case.build()
+            if late and not _trains_on_chip(recipe):
+                raise StudyError(f"{late[0]} is searched, but nothing trains on the chip: set train.optimizer")
+        except (RecipeError, ValueError, TypeError) as error:
+            raise StudyError(f"{path}, with {_shown(values)}: {said_by(error)}") from error
     resolved = case.resolved()
     if study.settings.hopeless and (resolved.get("evaluation") or {}).get("max_drop") is not None:
         raise StudyError(f"{path}: hopeless needs evaluation.max_drop: null; set it in settings, or hopeless: null")
     if not resolved.get("evaluation"):
         raise StudyError(f"{path}: the recipe has evaluation: null, so that no accuracy is measured")
+
+
+def _trains_on_chip(recipe: Recipe) -> bool:
+    """Whether the recipe's own training is one whose energy and time are known."""
+    if recipe.train is None:
+        return False
+    network = convert(nn.Sequential(nn.Linear(2, 2)), recipe.hardware, seed=0)
+    for layer in analog_layers(network).values():
+        layer.input_range = 1.0  # any: nothing is calibrated yet
+    return isinstance(recipe.train.optimizer(network.parameters()), OnChipOptimizer)
 
 
 def _shown(values: dict[str, Any]) -> str:
