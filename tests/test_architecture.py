@@ -11,12 +11,13 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet"),
+    ("allowed", "quiet", "strict_yaml"),
+    ("devices",),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
-    ("plots", "recipe", "report", "device_fit"),
+    ("parser", "plots", "recipe", "report", "device_fit"),
     ("training", "points", "results_page", "features"),
     ("stages",),
     ("run",),
