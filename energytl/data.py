@@ -29,6 +29,8 @@ from energytl.origin import described, with_line
 from energytl.results import looks_like
 from energytl.streams import apart
 
+from energytl.allowed import COUNT, SEED, Allowed, require
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
 
@@ -79,9 +81,10 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        for name, number in (("batch_size", batch_size), ("size", shape[-1])):
-            if number < 1:
-                raise ValueError(f"data.{name} is {number}; allowed: 1 or more")
+        require("data.batch_size", batch_size, COUNT)
+        require("data.size", shape[-1], Allowed(1, 10_000, note="pixels"))
+        require("data.workers", workers, Allowed(0, 1000, note="processes"))
+        require("data.seed", seed, SEED)
         self.shape, self.classes = shape, classes
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from energytl.allowed import COUNT, COUNT_OR_0, SEED, Allowed, check
 from energytl.analog.convert import analog_layers, configure, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
@@ -61,25 +62,18 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        least = dict.fromkeys(("reads", "cost_batches"), 1)
-        least |= dict.fromkeys(("first_read", "chips", "norm_batches", "exact_images"), 0)
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
-        if not all(k > 1 for k in self.top):
-            raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
-        for name, otherwise in (("images", "all"), ("held_out", "a share of them")):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"evaluation.{name} is {count}; allowed: 1 or more, or null for {otherwise}")
+        check(
+            self,
+            "evaluation",
+            **dict.fromkeys(("reads", "images", "held_out", "cost_batches"), COUNT),
+            **dict.fromkeys(("chips", "norm_batches", "exact_images"), COUNT_OR_0),
+            first_read=SEED,
+            top=Allowed(2, note="as [5, 10]"),
+            max_drop=Allowed(0, 1, below=True, note="0.01 for a point"),
+            budgets=Allowed(0, above=True, note="in paper units"),
+        )
         if self.exact_images and self.reads < 2:
             raise ValueError("evaluation.exact_images wants evaluation.reads of 2 or more to compare with")
-        for drop in self.drops:
-            if not 0 <= drop < 1:
-                raise ValueError(f"evaluation.max_drop is {drop}; allowed: 0 up to 1, as 0.01 for a point")
-        for budget in self.budgets:
-            if not budget > 0:
-                raise ValueError(f"evaluation.budgets has {budget}; allowed: above 0, in paper units")
 
     @property
     def drops(self) -> tuple[float, ...]:

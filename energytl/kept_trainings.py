@@ -19,7 +19,8 @@ from torch import nn
 
 from energytl.analog.read import Noiseless
 from energytl.data import ImageData
-from energytl.recipe import PRETRAIN, Case, Recipe, RecipeError, said_by
+from energytl.parser import said_by
+from energytl.recipe import PRETRAIN, Case, Recipe, RecipeError
 from energytl.source import made_by
 
 AFTER_TRAINING = ("evaluation", "periphery")

@@ -11,12 +11,13 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet", "source", "origin", "progress"),
+    ("allowed", "quiet", "source", "origin", "progress", "strict_yaml"),
+    ("devices",),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results", "streams"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
-    ("plots", "recipe", "report", "device_fit"),
+    ("parser", "plots", "recipe", "report", "device_fit"),
     ("kept_trainings", "training", "points", "rehearsal", "results_page", "features"),
     ("stages",),
     ("run",),

@@ -98,7 +98,10 @@ def test_a_users_own_network_and_device(written, tmp_path, monkeypatch):
         ({"trainer": {"max_epochs": 3}}, "max_epochs"),
         ({"cases": {"a/b": {}}}, "case name 'a/b'"),
         ({"cases": ["a"]}, "cases must map names"),
-        ({"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lrr": 1}}}}, "unknown key lrr"),
+        (
+            {"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lrr": 1}}}},
+            "train.optimizer: unknown key lrr",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
@@ -117,16 +120,16 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--hardware.weights.bits=1", "weights.bits is 1; allowed: 2 to 16"),
         ("--hardware.fluctuation.correlation=2", "fluctuation.correlation is 2.0; allowed: 0 to 1"),
         ("--objective.energy_weight=-1", "objective.energy_weight is -1.0"),
-        ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 or more"),
+        ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 to 1000000"),
         ("--evaluation.max_drop=1.5", "evaluation.max_drop is 1.5"),
         ("--evaluation.max_drop=[0.01,1.5]", "evaluation.max_drop is 1.5; allowed: 0 up to 1"),
         ("--evaluation.max_drop=[-0.1]", "evaluation.max_drop is -0.1"),
-        ("--evaluation.budgets=[100,0]", "evaluation.budgets has 0.0; allowed: above 0"),
-        ("--evaluation.budgets=[-1]", "evaluation.budgets has -1.0; allowed: above 0"),
-        ("--evaluation.held_out=0", "evaluation.held_out is 0; allowed: 1 or more, or null for a share of them"),
+        ("--evaluation.budgets=[100,0]", "evaluation.budgets is 0.0; allowed: above 0"),
+        ("--evaluation.budgets=[-1]", "evaluation.budgets is -1.0; allowed: above 0"),
+        ("--evaluation.held_out=0", "evaluation.held_out is 0; allowed: 1 to 1000000"),
         ("--objective.energy_weight=[]", "objective.energy_weight is an empty list"),
         ("--objective.energy_weight=[0.1,-1]", "objective.energy_weight is -1.0; allowed: 0 or more"),
-        ("--objective.activity=-1", "objective.activity is -1; allowed: 0 or more"),
+        ("--objective.activity=-1", "objective.activity is -1; allowed: 0 to 1000000"),
         ("--objective.distillation=1.5", "objective.distillation is 1.5; allowed: 0 to 1"),
         ("--objective.temperature=0", "objective.temperature is 0.0; allowed: above 0"),
         ("--objective.hint_weight=-1", "objective.hint_weight is -1.0; allowed: 0 or more"),
@@ -135,7 +138,7 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--periphery.rows=0", "periphery.rows is 0"),
         ("--calibration_batches=0", "calibration_batches is 0"),
         ("--data.batch_size=0", "data.batch_size is 0"),
-        ("--train.epochs=0", "epochs is 0; allowed: 1 or more"),
+        ("--train.epochs=0", "epochs is 0; allowed: 1 to 1000000"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(written, override, says):
@@ -267,8 +270,8 @@ def test_runs_side_by_side_are_not_evaluated(written):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 or more"),
-        ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 or more"),
+        ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 to 1000000"),
+        ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 to 1000000"),
         ({"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": -1}}}}, "error.std is -1"),
         (
             {"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": 0}}, "stuck": 2}},

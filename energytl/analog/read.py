@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from energytl.allowed import Allowed, check
 from energytl.analog.fused import compact_dtype, elementwise, is_large
 from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import integers_are_exact
@@ -51,8 +52,7 @@ class InputFormat:
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no input."""
-        if not 1 <= self.bits <= 16:
-            raise ValueError(f"inputs.bits is {self.bits}; allowed: 1 to 16")
+        check(self, "inputs", bits=Allowed(1, 16))
 
     @property
     def levels(self) -> int:
@@ -119,8 +119,7 @@ class RepeatedRead(ReadScheme):
 
     def __post_init__(self) -> None:
         """Refuse less than one read."""
-        if self.times < 1:
-            raise ValueError(f"read.times is {self.times}; allowed: 1 or more")
+        check(self, "read", times=Allowed(1, 1000))
 
     def reads(self, inputs: InputFormat) -> int:  # noqa: D102
         return self.times
@@ -339,6 +338,10 @@ class Exact(Computation):
     """
 
     states_at_once: int = 2**22
+
+    def __post_init__(self) -> None:
+        """Refuse to hold nothing."""
+        check(self, "computation", states_at_once=Allowed(1))
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         step = array.input_range / array.inputs.levels

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from energytl.progress import Bar
-from energytl.recipe import Case, said_by
+from energytl.parser import said_by
+from energytl.recipe import Case
 from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
 from energytl.study.quantities import QUANTITIES

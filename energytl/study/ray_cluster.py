@@ -10,7 +10,8 @@ import optuna
 from optuna.trial import TrialState
 
 from energytl.progress import Bar
-from energytl.recipe import Case, parse
+from energytl.parser import parse
+from energytl.recipe import Case
 from energytl.study.search import (
     POLL_S,
     Progress,

@@ -15,7 +15,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
 
-from energytl.recipe import said_by
+from energytl.parser import said_by
 from energytl.report import as_png, html_figures, html_page
 from energytl.study.confirm import CONFIRMED, FRONT, confirm_front, read_front, write_front
 from energytl.study.figures import search_figures

@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from energytl.analog.noise import fold
 from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, said_by
+from energytl.parser import said_by
+from energytl.recipe import Case
 from energytl.study.front import front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Settings, Study, StudyError
