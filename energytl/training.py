@@ -292,7 +292,7 @@ def before_fit(settings: dict[str, Any], recipe: Recipe, trainings: int) -> list
 
 
 def data_settings(settings: dict[str, Any], data: ImageData) -> Any:  # noqa: ANN401
-    """What the data is that a training sees: its settings, or what says more; and how much of it is held out."""
+    """What the data is that a training sees: its settings, or what says more; and what of it is held out."""
     known = data.identity() or settings
     return {"without": data.trains_without, "data": known} if data.trains_without else known
 
