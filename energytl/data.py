@@ -130,18 +130,20 @@ class ImageData(LightningDataModule, ABC):
     watched: Dataset[tuple[Tensor, int]] | None = None
     """Images on which training is watched; None: the test set."""
 
-    trains_without: int = 0
-    """How many training images are held out."""
+    trains_without: tuple[int, int] | None = None
+    """How many training images are held out, and by which seed; None: none."""
 
-    def hold_out(self, images: int | None, of_training: bool) -> None:
+    def hold_out(self, images: int | None, of_training: bool, seed: int) -> None:
         """Set images apart, before anything is trained or tested, that neither training nor the test then sees.
 
-        They are spread over the set, one at random from each of as many parts, and depend on nothing but its length:
-        cases and seeds hold out the same ones.
+        They are spread over the set, one at random from each of as many parts, and depend on the seed and the set's
+        length alone: all cases of a seed hold out the same ones, other seeds others, so that what several seeds choose
+        does not share one luck.
 
         Args:
             images: how many; None: a fifth of the training images, or half of the test images, HELD_OUT_IMAGES at most.
             of_training: whether they come from the training set, or else from the test set.
+            seed: which.
 
         Raises:
             ValueError: if none would be left.
@@ -157,11 +159,11 @@ class ImageData(LightningDataModule, ABC):
                 f"evaluation.held_out is {count}; allowed: 1 to {available - 1} of {available} {kind} images"
             )
         parts = torch.arange(count + 1) * available // count
-        chance = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        chance = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         apart = (parts[:-1] + (chance * (parts[1:] - parts[:-1])).long()).tolist()
         rest = sorted(set(range(available)) - set(apart))
         if of_training:
-            self.held_out, self.trains_without = Subset(self.training_images_as_tested(), apart), count
+            self.held_out, self.trains_without = Subset(self.training_images_as_tested(), apart), (count, seed)
             self.train_set = Subset(whole, rest)
         else:
             self.held_out, self.test_set = Subset(whole, apart), Subset(whole, rest)

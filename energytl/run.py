@@ -265,11 +265,11 @@ def _hold_out(recipe: Recipe) -> None:
     if recipe.evaluation is None or not recipe.evaluation.holds_out:
         return
     of_training = recipe.weights is None and recipe.pretrain is not None
-    recipe.data.hold_out(recipe.evaluation.held_out, of_training)
+    recipe.data.hold_out(recipe.evaluation.held_out, of_training, recipe.data.seed)
     recipe.data.watched = recipe.data.held_out if recipe.evaluation.searched else None
     for stage in recipe.before.values():
         if of_training and type(stage.data) is type(recipe.data):  # the same images, in other batches
-            stage.data.hold_out(recipe.evaluation.held_out, of_training)
+            stage.data.hold_out(recipe.evaluation.held_out, of_training, recipe.data.seed)
 
 
 def _refuse_stage(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> None:
