@@ -43,6 +43,9 @@ from energytl.workers import run_cases, waiting_last, wants_processes
 
 PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
+STDERR = 2
+"""The file descriptor."""
+
 GO_ON = {"run": "repeat the command with --resume", "search": "repeat the command"}
 """How commands that work for long go on from what is finished."""
 
@@ -146,7 +149,7 @@ def _said_when_terminated(command: str) -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         again = f"; to go on, {GO_ON[command]}" if command in GO_ON else ""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            os.write(sys.__stderr__.fileno(), f"\nenergytl: terminated{again}\n".encode())  # print may be interrupted
+            os.write(STDERR, f"\nenergytl: terminated{again}\n".encode())  # it may have come within a print
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -386,9 +386,8 @@ def _image(path: str) -> Any:  # noqa: ANN401
     try:
         return torchvision.datasets.folder.default_loader(path)
     except Exception as error:  # Pillow raises whatever the broken file provokes
-        raise ValueError(
-            f"image {path} cannot be read{looks_like(Path(path))} ({described(error)}): replace or remove it"
-        ) from error
+        reason = (Path(path).is_file() and looks_like(Path(path))) or described(error)
+        raise ValueError(f"image {path} cannot be read: {reason}: replace or remove it") from error
 
 
 def _small_image(train: bool, size: int) -> transforms.Compose:

@@ -82,7 +82,7 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
                 rank_zero_only(write_tensors)(done, content)
                 if several_processes():
                     torch.distributed.barrier()  # the others load what the first one writes
-        found = load_tensors(done, "kept training")
+        found = load_tensors(done, "kept training", ("network", "analog", "cells", "rho", "history"))
         load_what_fits(recipe.network, found["network"])
         goes_on = isinstance(stage, Stage) and stage.on_recipes_arrays
         start.state = found["analog"] if goes_on else None

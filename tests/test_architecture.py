@@ -14,7 +14,7 @@ LAYERS = (
     ("devices", "quiet", "origin", "progress"),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "ranges", "data", "models", "results"),
+    ("objectives", "optim", "ranges", "data", "models", "results", "weights"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("plots", "recipe", "report", "device_fit"),
     ("training", "points", "rehearsal", "results_page", "features"),
