@@ -25,7 +25,7 @@ from energytl.device_fit import fit_device
 from energytl.origin import with_line
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
+from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_parser
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
@@ -284,12 +284,32 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         recipe = prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
         trainings.append(first_training(case, recipe) if given.workers > 1 else None)
     chosen = waiting_last(chosen, trainings)
+    _make_folders(given.out, given.recipe, [case.name for case in chosen])
     run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
     print(report(folder, [case.name for case in cases]))
     print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
     return 0
+
+
+def _make_folders(out: Path, recipe: Path, cases: list[str]) -> None:
+    """Make the folders of a run, so that a place that cannot be written is found before anything trains.
+
+    Raises:
+        OSError: naming it.
+        RecipeError: if the report's files or the runs would have the place of others.
+    """
+    folder = out / recipe.stem
+    if recipe.stem in (KEPT, "search"):
+        raise RecipeError(f"{folder} is the place of other files than {recipe}'s runs: give the recipe another name")
+    for name in ("summary.json", "report.html"):
+        if (folder / name).is_dir():
+            raise RecipeError(f"{folder / name} is a folder, but the report's file: remove it, or set another --out")
+    for place in (folder, out / KEPT, *(folder / case for case in cases)):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:

@@ -59,6 +59,9 @@ def report(recipe_folder: Path, cases: list[str] | None = None, target: float | 
     if not recipe_folder.is_dir():
         raise ValueError(f"{recipe_folder} is not a folder of runs, as logs/<recipe>")
     results, left_out = readable(recipe_folder, cases)
+    if not results:
+        nothing = f"{recipe_folder} holds no finished run (no <case>/version_<n>/result.json)"
+        raise ValueError("; ".join(left_out) or nothing)
     if target is not None:
         measured = [result["convergence"] for result in results.values() if result.get("convergence")]
         if not measured:
@@ -114,8 +117,7 @@ def sound(
     """
     left_out: list[str] = []
     try:
-        if results:
-            return results, make(results), left_out
+        return results, make(results), left_out
     except Exception as error:  # a field that is missing shows wherever it is needed
         kept = {}
         for case, result in results.items():
@@ -130,7 +132,6 @@ def sound(
         if not kept:
             raise ValueError("; ".join(left_out)) from error
         return kept, make(kept), left_out
-    raise ValueError(f"{recipe_folder} holds no finished run (no <case>/version_<n>/result.json that can be read)")
 
 
 def text(results: dict[str, Result]) -> str:

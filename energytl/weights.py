@@ -65,11 +65,12 @@ def read_tensors(path: Path) -> Any:  # noqa: ANN401
                     return torch.load(path, map_location="cpu", weights_only=True)
             except UnpicklingError as error:
                 refused = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
-                if refused is None or refused[1] in unsafe:
+                name = "" if refused is None else refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
+                if not name or name in unsafe:
                     if not unsafe:
                         raise
                     break
-                unsafe.append(refused[1])
+                unsafe.append(name)
             except TypeError:
                 break
     raise ValueError(f"it holds objects of {', '.join(unsafe)}, which are not loaded; save network.state_dict() alone")

@@ -106,7 +106,7 @@ def of(name, **arguments):
 REASONS = {
     "fewer images than a batch": (
         {"data": of("DropsLast", batch_size=64)},
-        "DropsLast gives no test batch: it has 20 images, a batch has 64, and drop_last",
+        "DropsLast gives no test batch: it has 20 images",
     ),
     "no training images": ({"data": of("Empty")}, "Empty gives no training batch: it has 0 images"),
     "no test images": ({"data": of("NoTest")}, "NoTest gives no test batch: it has 0 images"),

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -63,6 +64,23 @@ def test_names_that_are_not_utf8_do_not_spoil_a_report(synthetic, tmp_path, monk
 # files
 
 
+def test_a_place_that_cannot_take_the_report_is_found_before_anything_trains(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_cases", failing(AssertionError("trained")))
+    (tmp_path / "tiny" / "summary.json").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    places = {tmp_path: "tiny/summary.json is a folder", tmp_path / "file": "choose another place with --out"}
+    for place, says in places.items():
+        assert cli.main(["run", str(recipe), "--out", str(place)]) == 2
+        assert says in capsys.readouterr().err
+    monkeypatch.setattr(cli.os, "access", lambda *_: False)
+    assert cli.main(["run", str(recipe), "--out", str(tmp_path / "other")]) == 2
+    assert re.search("Permission denied: '.*other/tiny': choose another place", capsys.readouterr().err)
+    trained = recipe.with_name("trained.yaml")
+    trained.write_text(recipe.read_text())
+    assert cli.main(["run", str(trained), "--out", str(tmp_path)]) == 2
+    assert "give the recipe another name" in capsys.readouterr().err
+
+
 def failing(error):
     def fail(*_, **__):
         raise error
@@ -104,7 +122,7 @@ def test_advice_fits_the_kind_of_error(recipe, tmp_path, monkeypatch, capsys, na
 def test_a_report_on_a_full_disk_has_advice_without_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "report", failing(OSError(errno.ENOSPC, "No space left on device")))
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.strip().endswith("device: make room, then repeat the command")
+    assert capsys.readouterr().err.strip().endswith(": make room, then repeat the command")
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.pt"])
@@ -156,6 +174,7 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
 
 def test_no_bar_off_a_terminal_and_bars_on_standard_error(recipe, tmp_path, monkeypatch, capsys):
     arguments = ["run", str(recipe), "--out", str(tmp_path)]
+    monkeypatch.setattr(cli, "report", lambda *_: "")
     assert cli.main(arguments) == 0
     said = capsys.readouterr()
     assert "it/s" not in said.out + said.err

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import warnings
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -37,10 +38,11 @@ class Wrapped(nn.Module):
 
 
 class Payload:
-    ran: Path
+    def __init__(self, function, argument):
+        self.reduced = function, (argument,)
 
     def __reduce__(self):
-        return Path.touch, (self.ran,)
+        return self.reduced
 
 
 def prefixed(prefix: str) -> dict:
@@ -69,6 +71,8 @@ SOUND = {
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old format"])
 def test_sound_files_load(tmp_path, name, new_format):
+    if "module" in name and not new_format:
+        pytest.skip("torch's old format has no modules that can be read without their classes")
     torch.save(SOUND[name], tmp_path / "w.pth", _use_new_zipfile_serialization=new_format)
     loaded = load_weights(made(), str(tmp_path / "w.pth")).state_dict()
     assert list(loaded) == list(STATE)
@@ -97,7 +101,7 @@ OTHERS = {
     "a number": (3, "holds no state dict, but an object of type int"),
     "another network": (
         {"encoder.conv1.weight": torch.zeros(3)},
-        "of another network: it has no conv.weight and 6 more (it holds a dictionary of encoder.conv1.weight)",
+        "of another network: it has no conv.weight and 7 more (it holds a dictionary of encoder.conv1.weight)",
     ),
     "a longer network": ({**STATE, "fc2.weight": torch.zeros(3)}, "it has an unknown fc2.weight"),
     "other sizes": ({"model": {**STATE, "fc.weight": torch.zeros(5, 8)}}, "another shape of fc.weight"),
@@ -132,11 +136,18 @@ def test_files_that_are_none_of_torch_say_what_they_are(tmp_path, name):
     assert "\n" not in str(refused.value)
 
 
-def test_a_payload_never_runs(tmp_path):
-    Payload.ran = tmp_path / "ran"
-    torch.save({"state_dict": STATE, "x": Payload()}, tmp_path / "w.pth")
-    load_weights(made(), str(tmp_path / "w.pth"))
-    assert not Payload.ran.exists()
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("function", [exec, os.system, Path.touch], ids=str)
+def test_a_payload_never_runs(tmp_path, function, new_format):
+    ran = tmp_path / "ran"
+    argument = {exec: f"open({str(ran)!r}, 'w').close()", os.system: f"touch {ran}", Path.touch: ran}[function]
+    content = {"state_dict": STATE, "x": Payload(function, argument)}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=new_format)
+    try:
+        load_weights(made(), str(tmp_path / "w.pth"))
+    except RecipeError as refused:
+        assert "are not loaded; save network.state_dict() alone" in str(refused) or "blocked" in str(refused)
+    assert not ran.exists()
 
 
 def test_kept_files_of_other_content_are_named(tmp_path):
