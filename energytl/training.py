@@ -288,9 +288,9 @@ def _read(path: Path, what: str, reader: Callable[[Path], Any]) -> Any:  # noqa:
     try:
         return reader(path)
     except Exception as error:  # torch.load raises whatever the broken file provokes
-        said = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
+        said = re.search(r"(WeightsUnpickler error|Trying to load)[^\n]*", str(error))
         reason = looks_like(path) or (str(error) if isinstance(error, ValueError) else "")
-        damaged = f"not a file of torch.save, or damaged ({said[1] if said else described(error)[:100]}); replace it"
+        damaged = f"not a file of torch.save, or damaged ({said[0] if said else described(error)[:100]}); replace it"
         raise RecipeError(f"{what} {path} cannot be read: {reason or damaged}") from error
 
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from energytl.quiet import EnergytlWarning
 from energytl.recipe import RecipeError
+from energytl.results import read_json
 from energytl.training import load_kept, load_tensors, load_weights
 
 
@@ -162,3 +163,11 @@ def test_kept_files_of_other_content_are_named(tmp_path):
         warnings.simplefilter("error")
         torch.save(STATE, path)
         load_kept(made(), path)
+
+
+def test_json_of_other_content_is_named(tmp_path):
+    path = tmp_path / "training.json"
+    for text, says in (("[1]", "has no history"), ('{"energy_unit": 1}', "has no history"), ("{", "is not JSON")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{path} {says}"):
+            read_json(path, ("history",))
