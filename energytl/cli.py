@@ -124,19 +124,16 @@ def _advice(error: Exception, given: argparse.Namespace) -> str:
     """What to do about an error of the operating system, where its words do not say it."""
     if not isinstance(error, OSError):
         return ""
-    place = getattr(given, "out", None)
-    ours = (
-        place is not None and error.filename is not None and place.resolve() in Path(error.filename).resolve().parents
-    )
+    place, name = getattr(given, "out", None), str(error.filename or "")
+    ours = place is not None and (name == str(place) or place.resolve() in Path(name).resolve().parents)
     if error.errno in FULL:
         todo = "make room" if place is None else "make room or choose another place with --out"
-    elif error.errno in UNWRITABLE and (ours or error.filename == str(place)):
+    elif error.errno in UNWRITABLE and ours:
         todo = "choose another place with --out"
     else:
         return ""
-    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}" + (
-        "; what is finished is kept" if given.command in GO_ON else ""
-    )
+    kept = "; what is finished is kept" if given.command in GO_ON else ""
+    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}{kept}"
 
 
 @contextmanager
