@@ -165,6 +165,24 @@ class ClipWeights(Callback):
                 layer.clip_weight()
 
 
+class Begun(Callback):
+    """Knows whether training has begun, with whatever a checkpoint brings back.
+
+    Attributes:
+        yet: whether.
+    """
+
+    yet: bool = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step of all."""
+        self.yet = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step without a validation before training."""
+        self.yet = True
+
+
 class StopAtNaN(Callback):
     """Raise as soon as the loss is no number."""
 

@@ -25,7 +25,7 @@ from energytl.kept_trainings import first_training
 from energytl.origin import with_line
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser
+from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_parser
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
@@ -40,6 +40,9 @@ from energytl.tables import aligned, quantity
 from energytl.workers import run_cases, waiting_last, wants_processes
 
 PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+STDERR = 2
+"""The file descriptor."""
 
 GO_ON = {"run": "repeat the command with --resume", "search": "repeat the command"}
 """How commands that work for long go on from what is finished."""
@@ -119,19 +122,16 @@ def _advice(error: Exception, given: argparse.Namespace) -> str:
     """What to do about an error of the operating system, where its words do not say it."""
     if not isinstance(error, OSError):
         return ""
-    place = getattr(given, "out", None)
-    ours = (
-        place is not None and error.filename is not None and place.resolve() in Path(error.filename).resolve().parents
-    )
+    place, name = getattr(given, "out", None), str(error.filename or "")
+    ours = place is not None and (name == str(place) or place.resolve() in Path(name).resolve().parents)
     if error.errno in FULL:
         todo = "make room" if place is None else "make room or choose another place with --out"
-    elif error.errno in UNWRITABLE and (ours or error.filename == str(place)):
+    elif error.errno in UNWRITABLE and ours:
         todo = "choose another place with --out"
     else:
         return ""
-    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}" + (
-        "; what is finished is kept" if given.command in GO_ON else ""
-    )
+    kept = "; what is finished is kept" if given.command in GO_ON else ""
+    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}{kept}"
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _said_when_terminated(command: str) -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         again = f"; to go on, {GO_ON[command]}" if command in GO_ON else ""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            os.write(sys.__stderr__.fileno(), f"\nenergytl: terminated{again}\n".encode())  # print may be interrupted
+            os.write(STDERR, f"\nenergytl: terminated{again}\n".encode())  # it may have come within a print
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
@@ -271,12 +271,32 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         recipe = prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
         trainings.append(first_training(case, recipe) if given.workers > 1 else None)
     chosen = waiting_last(chosen, trainings)
+    _make_folders(given.out, given.recipe, [case.name for case in chosen])
     run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
     print(report(folder, [case.name for case in cases]))
     print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
     return 0
+
+
+def _make_folders(out: Path, recipe: Path, cases: list[str]) -> None:
+    """Make the folders of a run, so that a place that cannot be written is found before anything trains.
+
+    Raises:
+        OSError: naming it.
+        RecipeError: if the report's files or the runs would have the place of others.
+    """
+    folder = out / recipe.stem
+    if recipe.stem in (KEPT, "search"):
+        raise RecipeError(f"{folder} is the place of other files than {recipe}'s runs: give the recipe another name")
+    for name in ("summary.json", "report.html"):
+        if (folder / name).is_dir():
+            raise RecipeError(f"{folder / name} is a folder, but the report's file: remove it, or set another --out")
+    for place in (folder, out / KEPT, *(folder / case for case in cases)):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:

@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, Te
 from torchvision import transforms
 from torchvision.datasets import DatasetFolder, VisionDataset
 
+from energytl.allowed import COUNT, SEED, Allowed, require
 from energytl.analog.noise import fold
 from energytl.origin import described, with_line
 from energytl.results import looks_like
 from energytl.streams import apart
-
-from energytl.allowed import COUNT, SEED, Allowed, require
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -559,9 +558,8 @@ def _image(path: str) -> Any:  # noqa: ANN401
     try:
         return torchvision.datasets.folder.default_loader(path)
     except Exception as error:  # Pillow raises whatever the broken file provokes
-        raise ValueError(
-            f"image {path} cannot be read{looks_like(Path(path))} ({described(error)}): replace or remove it"
-        ) from error
+        reason = (Path(path).is_file() and looks_like(Path(path))) or described(error)
+        raise ValueError(f"image {path} cannot be read: {reason}: replace or remove it") from error
 
 
 def _small_image(train: bool, size: int) -> transforms.Compose:

@@ -48,7 +48,7 @@ def users_line(error: BaseException) -> str | None:
         lines += [(found[1], int(found[2])) for found in _QUOTED.finditer(str(raised))]  # from another process
         if isinstance(raised, SyntaxError) and raised.filename:
             lines.append((raised.filename, raised.lineno))
-        own = [(name, number) for name, number in lines if _is_users(name)]
+        own = [(name, number) for name, number in lines if is_users(name)]
         if own:
             return _shown(*own[-1])
     return None
@@ -64,7 +64,7 @@ def code_line(thing: object) -> str:
     function = type(thing).forward if isinstance(thing, nn.Module) else thing
     name = getattr(function, "__qualname__", type(thing).__name__).removesuffix(".forward")
     code = getattr(function, "__code__", None)
-    return f"{name} ({_shown(code.co_filename, code.co_firstlineno)})" if code and _is_users(code.co_filename) else name
+    return f"{name} ({_shown(code.co_filename, code.co_firstlineno)})" if code and is_users(code.co_filename) else name
 
 
 def with_line(error: BaseException) -> str:
@@ -86,6 +86,7 @@ def _shown(name: str, line: int | None) -> str:
     return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, line {line}"
 
 
-def _is_users(name: str) -> bool:
+def is_users(name: str) -> bool:
+    """Whether a file is a user's own: neither Python's, an installed package's, nor energytl's."""
     path = Path(name)
     return path.is_absolute() and path.suffix == ".py" and not any(map(path.is_relative_to, _LIBRARIES))

@@ -27,7 +27,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
     """
 
     def __init__(self, *arguments: Any, disable: bool = False, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(*arguments, disable=disable or not watched(), **options)
+        super().__init__(*arguments, disable=disable or not watched(), **options)  # type: ignore[call-overload]
 
 
 class TrainingBar(TQDMProgressBar):

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -340,7 +341,8 @@ def read(
     Args:
         path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `seeds` lists
             numbers with each of which every case is run; `base` names a recipe beside it, or several, of which later
-            ones win, from which this one differs in what it says.
+            ones win, from which this one differs in what it says; `import_from` lists folders of your own modules,
+            besides the recipe's and the working one.
         overrides: as on the command line, --key.sub=value; they win over the file and its cases.
         only: read just the case of that name.
         changes: nested or dotted settings that win over the file and its cases, but not over the overrides.
@@ -351,6 +353,10 @@ def read(
     content = _content(path)
     if path.stem in (KEPT, SEARCHES):
         raise RecipeError(f"{path}: a folder called {path.stem} lies beside those of recipes: give it another name")
+    folders = content.pop("import_from", None) or []
+    if not (isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)):
+        raise RecipeError(f"{path}: import_from is {folders!r}; allowed: a list of folders with your own modules")
+    sys.path[:0] = [place for folder in folders if (place := str(path.parent / folder)) not in sys.path]
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")

@@ -28,13 +28,7 @@ def first_training_batch(data: ImageData) -> Batch:
     Raises:
         ValueError: for no images, another shape or type, or labels that are no classes.
     """
-    loader = data.train_dataloader()
-    if len(loader) == 0:
-        raise ValueError(
-            f"{_name(data)} gives no training batch: it has {_count(data.train_set)} images, a batch has "
-            f"{loader.batch_size}{', and drop_last leaves out the rest' if loader.drop_last else ''}"
-        )
-    return _first(data, loader, "training")
+    return _first(data, data.train_dataloader(), "training")
 
 
 def refuse_test_images(data: ImageData, evaluation: Evaluation) -> None:
@@ -44,8 +38,7 @@ def refuse_test_images(data: ImageData, evaluation: Evaluation) -> None:
         ValueError: for fewer images, or fewer classes, than are asked for; for what is no batch of images.
     """
     count = _count(data.test_set)
-    if count == 0:
-        raise ValueError(f"{_name(data)} has no test images")
+    _first(data, data.test_dataloader(), "test")
     for key in ("images", "exact_images"):
         wanted = getattr(evaluation, key)
         if wanted is not None and wanted > count:
@@ -57,7 +50,6 @@ def refuse_test_images(data: ImageData, evaluation: Evaluation) -> None:
             f"evaluation.max_drop is {max(evaluation.drops)}; allowed: below {1 - 1 / data.classes:.3g}, which leaves "
             f"no more than chance of {data.classes} classes"
         )
-    _first(data, data.test_dataloader(), "test")
 
 
 def refuse_trainer(settings: dict[str, Any], epochs: int, batches: int, convergence: bool) -> None:
@@ -154,7 +146,12 @@ def _images_of_the_smallest_batch(data: ImageData) -> int:
 def _first(data: ImageData, loader: DataLoader[Any], what: str) -> Batch:
     """The first batch of a loader, if it is what the data promises."""
     with torch.random.fork_rng(devices=[]):
-        batch = next(iter(loader))
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise ValueError(
+            f"{_name(data)} gives no {what} batch: it has {_count(loader.dataset)} images, a batch has "
+            f"{loader.batch_size}{', and drop_last leaves out the rest' if loader.drop_last else ''}"
+        )
     pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not (pair and all(isinstance(part, Tensor) for part in batch)):
         raise ValueError(f"a {what} batch of {_name(data)} is a {type(batch).__name__}; allowed: images and labels")

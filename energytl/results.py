@@ -7,7 +7,7 @@ logs/<recipe>/summary.json maps each case to the numbers of its latest finished 
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,16 +97,20 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Content of a JSON file.
+def read_json(path: Path, keys: Collection[str] = ()) -> Any:  # noqa: ANN401
+    """Content of a JSON file, which must have these keys.
 
     Raises:
-        ValueError: in one line, for a file that is not JSON.
+        ValueError: in one line, for a file that is not JSON, or something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it or run its case again") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]}; remove it or run its case again")
+    return content
 
 
 BEGINNINGS = {
@@ -120,14 +124,12 @@ BEGINNINGS = {
 
 
 def looks_like(path: Path) -> str:
-    """What a file is that is not what was expected, as ": it is a web page"; empty if its beginning does not say."""
-    if not path.is_file():
-        return ": it is no file"
+    """What a file is that is not what was expected, as "it is a web page"; empty if its beginning does not say."""
     with path.open("rb") as file:
         first = file.read(64).lstrip().lower()
     if not first:
-        return ": it is empty"
-    return next((f": it is {kind}" for start, kind in BEGINNINGS.items() if first.startswith(start)), "")
+        return "it is empty"
+    return next((f"it is {kind}" for start, kind in BEGINNINGS.items() if first.startswith(start)), "")
 
 
 def versions(case_folder: Path) -> list[Path]:
@@ -158,13 +160,35 @@ def finished(version: Path) -> bool:
     return (version / "result.json").is_file()
 
 
-def latest_results(recipe_folder: Path) -> dict[str, Result]:
-    """The result of the latest finished version of each case, in the order in which the recipe names them."""
-    results = {}
+def result_files(recipe_folder: Path) -> dict[str, Path]:
+    """The result.json of the latest finished version of each case, by its name."""
+    files = {}
     for folder in sorted(path for path in recipe_folder.iterdir() if path.is_dir()):
         done = [version for version in versions(folder) if finished(version)]
         if done:
-            results[folder.name] = read_json(done[-1] / "result.json")
+            files[folder.name] = done[-1] / "result.json"
+    return files
+
+
+def read_result(path: Path) -> Result:
+    """A case's result.
+
+    Raises:
+        ValueError: in one line, for a file that holds none.
+    """
+    result: Result = read_json(path, ("order",))
+    if not isinstance(result["order"], int):
+        raise ValueError(f"{path}: order is {result['order']!r}; remove it or run its case again")
+    return result
+
+
+def latest_results(recipe_folder: Path) -> dict[str, Result]:
+    """The result of the latest finished version of each case, in the order in which the recipe names them."""
+    return in_order({case: read_result(path) for case, path in result_files(recipe_folder).items()})
+
+
+def in_order(results: dict[str, Result]) -> dict[str, Result]:
+    """Results in the order in which the recipe names their cases."""
     return dict(sorted(results.items(), key=lambda item: item[1]["order"]))
 
 

@@ -37,7 +37,7 @@ from energytl.results import (
     Result,
     finished,
     new_version,
-    read_json,
+    read_result,
     version_number,
     versions,
     write_json,
@@ -68,7 +68,7 @@ def run_case(
     """
     folder = _version_folder(case, recipe_folder / case.name, resume)
     if finished(folder):
-        return dict(read_json(folder / "result.json"))
+        return read_result(folder / "result.json")
     started = time.monotonic()
     recipe = prepare(case, needs_data=True)
     digital = recipe.network
@@ -352,7 +352,7 @@ def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
     settings = case.as_yaml()
     if resume:
         for folder in reversed(versions(case_folder)):
-            if (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text("utf-8") == settings:
+            if (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_bytes() == settings.encode():
                 return folder
         if versions(case_folder):
             print(f"{case.name}: no earlier run has these settings; starting anew", file=sys.stderr)

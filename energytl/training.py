@@ -1,9 +1,12 @@
 """Training, digital and analog: Lightning fits whose results are kept, so that nothing is trained twice."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch import nn
 
 from energytl.analog.convert import analog_layers, configure
 from energytl.callbacks import (
+    Begun,
     ClipWeights,
     GoOnWithCells,
     History,
@@ -29,15 +33,21 @@ from energytl.cost.training import Activity
 from energytl.data import ImageData
 from energytl.kept_trainings import analog_settings, complete, digest, now, only_one, take_over, tell
 from energytl.optim.on_chip import Cells, OnChipOptimizer
+from energytl.origin import described
 from energytl.progress import TrainingBar, watched
+from energytl.quiet import EnergytlWarning
 from energytl.recipe import Case, Fit, Recipe, RecipeError
-from energytl.results import read_json, write_json, write_tensors
+from energytl.results import looks_like, read_json, write_json, write_tensors
+from energytl.weights import find_state, listed, read_tensors
 
 Row = dict[str, Any]
 """Training curves at one time: what was logged, by its name."""
 
 NO_METRICS = ("epoch", "step", "images", "val/accuracies")
 """Of a row, what is no curve of TensorBoard's."""
+
+CHECKPOINT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+"""What a checkpoint of a training holds, besides other things."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +226,10 @@ def fit(
     seed_everything(seed, workers=True, verbose=False)
     last = checkpoints / "last.ckpt"
     if last.is_file():
-        load_tensors(last, "checkpoint")  # refuses a damaged file in one line
+        load_tensors(last, "checkpoint", CHECKPOINT)  # refuses a damaged file in one line
     options = case.trainer_settings()
     plugins = options.pop("plugins") or []
+    begun = Begun()
     bars = options.pop("enable_progress_bar") is not False and watched()
     trainer = Trainer(
         **options,
@@ -230,6 +241,7 @@ def fit(
         enable_progress_bar=bars,
         callbacks=[
             SameTraining(key),
+            begun,
             SeededEpochs(seed),
             GoOnWithCells(cells or {}),
             history,
@@ -245,6 +257,10 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
+        except Exception as error:
+            if begun.yet or not last.is_file() or isinstance(error, RecipeError):
+                raise
+            raise RecipeError(f"checkpoint {last} is of another training ({described(error)}); remove it") from error
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, OnChipOptimizer)]
 
 
@@ -261,44 +277,62 @@ def _own_types(network: nn.Module) -> Iterator[None]:
 
 
 def load_weights(network: nn.Module, path: str | None) -> nn.Module:
-    """Load a state dict, whether bare or under `state_dict`, with or without a `module.` before its names.
+    """Load a state dict: bare, or in a checkpoint of Lightning, timm, Hugging Face, DDP or torch.compile.
 
     Raises:
-        RecipeError: if there is no such file, or it is of another network.
+        RecipeError: if there is no such file, or it is of another network; in one line that says what it holds.
     """
     if path is None:
         return network
     if not Path(path).is_file():
         raise RecipeError(f"weights {path} not found: set --weights to a state dict's file")
-    content = load_tensors(Path(path), "weights")
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise RecipeError(f"weights {path} holds no state dict")
-    stripped = {name.removeprefix("module.").removeprefix("network."): tensor for name, tensor in state.items()}
+    content = _read(Path(path), "weights", read_tensors)
     own = network.state_dict()
-    shapes = [name for name in own if name in stripped and own[name].shape != stripped[name].shape]
-    missing, unknown = network.load_state_dict({n: t for n, t in stripped.items() if n not in shapes}, strict=False)
+    try:
+        state, where, beside = find_state(content, own)
+    except ValueError as error:
+        raise RecipeError(f"weights {path} holds {error}, but {listed(content)}") from error
+    found = f" (it holds {listed(content)}{f'; read: its {where}' if where else ''})"
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    missing, unknown = network.load_state_dict({n: t for n, t in state.items() if n not in shapes}, strict=False)
     missing = [name for name in missing if name not in shapes]
     for problem, names in (("has no", missing), ("has an unknown", unknown), ("has another shape of", shapes)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}")
+            raise RecipeError(f"weights {path} is of another network: it {problem} {names[0]}{more}{found}")
+    if beside:
+        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+        text = f"weights {path}: what is loaded is {where or 'what fits'}; {beside[0]}{more} is not"
+        warnings.warn(text, EnergytlWarning, stacklevel=2)
     return network
 
 
-def load_tensors(path: Path, what: str) -> Any:  # noqa: ANN401
+def load_tensors(path: Path, what: str, keys: Collection[str] = ()) -> Any:  # noqa: ANN401
     """What torch.save wrote, on the CPU.
 
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        keys: that it must hold.
+
     Raises:
-        RecipeError: in one line, for a file that it did not write, or a damaged one.
+        RecipeError: in one line, for a file that it did not write, a damaged one, or one of something else.
     """
+    content = _read(path, what, partial(torch.load, map_location="cpu", weights_only=True))
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise RecipeError(f"{what} {path} has no {missing[0]}, but holds {listed(content)}; remove it")
+    return content
+
+
+def _read(path: Path, what: str, reader: Callable[[Path], Any]) -> Any:  # noqa: ANN401
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return reader(path)
     except Exception as error:  # torch.load raises whatever the broken file provokes
-        raise RecipeError(
-            f"{what} {path} cannot be read ({type(error).__name__}): not a file of torch.save, or damaged; remove or "
-            "replace it"
-        ) from error
+        said = re.search(r"(WeightsUnpickler error|Trying to load)[^\n]*", str(error))
+        reason = looks_like(path) or (str(error) if isinstance(error, ValueError) else "")
+        damaged = f"not a file of torch.save, or damaged ({said[0] if said else described(error)[:100]}); replace it"
+        raise RecipeError(f"{what} {path} cannot be read: {reason or damaged}") from error
 
 
 def several_processes() -> bool:

@@ -15,7 +15,7 @@ LAYERS = (
     ("devices",),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "ranges", "data", "models", "results", "streams"),
+    ("objectives", "optim", "ranges", "data", "models", "results", "streams", "weights"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("parser", "plots", "recipe", "report", "device_fit"),
     ("kept_trainings", "training", "points", "rehearsal", "results_page", "features"),

@@ -150,14 +150,26 @@ def test_an_interrupted_run_resumes_to_the_same_result(recipe, finished, tmp_pat
     assert plain(tmp_path / "tiny" / "A+B+C" / "version_0" / "result.json") == unbroken
 
 
-def test_a_damaged_checkpoint_is_named(recipe, tmp_path, capsys):
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(recipe, tmp_path, capsys):
     arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "A+B+C"]
     assert cli.main(arguments) == 0
     version = tmp_path / "tiny" / "A+B+C" / "version_0"
     (version / "result.json").unlink()
-    (version / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
-    assert cli.main([*arguments, "--resume"]) == 2
-    assert f"checkpoint {version}/checkpoints/last.ckpt cannot be read" in one_line(capsys)
+    last = version / "checkpoints" / "last.ckpt"
+    whole = torch.load(last, weights_only=True)
+    other = {name: tensor for name, tensor in whole["state_dict"].items() if "weight" not in name}
+    for content, says in (
+        (None, "cannot be read: not a file of torch.save, or damaged"),
+        ([1, 2], "has no state_dict, but holds an object of type list"),
+        ({"state_dict": {}}, "has no optimizer_states, but holds a dictionary of state_dict"),
+        (whole | {"state_dict": other}, "is of another training"),
+        (whole | {"optimizer_states": [{"state": {}, "param_groups": []}]}, "is of another training"),
+        (whole | {"loops": {"fit_loop": 3}}, "is of another training"),
+    ):
+        last.write_bytes(b"half a checkpoint") if content is None else torch.save(content, last)
+        assert cli.main([*arguments, "--resume"]) == 2
+        line = one_line(capsys)
+        assert f"checkpoint {last} {says}" in line
 
 
 def one_line(capsys):

@@ -1,10 +1,14 @@
 """Data modules: what they load, and what they say when it is not there."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from energytl import data
+from energytl.origin import described
 
 
 def labels_of(dataset):
@@ -240,3 +244,36 @@ def test_a_folder_of_which_nothing_is_kept_is_tested_with_what_it_trains_on(tmp_
     assert all(torch.equal(a[0], b[0]) for a, b in zip(folder.train_set, folder.test_set, strict=True))
     with pytest.raises(ValueError, match=r"data\.test_fraction is 1; allowed: 0 up to 1"):
         data.ImageFolder(test_fraction=1)
+
+
+# broken images
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("3.jpg", lambda whole: whole[:700], "truncated"),
+        ("3.png", lambda whole: whole[: len(whole) // 2], "truncated|Truncated|broken"),
+        ("3.jpg", lambda whole: b"<html>404</html>", "it is a web page"),
+        ("3.png", lambda whole: b"", "it is empty"),
+        ("3.jpg", lambda whole: b"no image at all", "cannot identify image file"),
+        ("3.png", lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_a_broken_image_is_named(tmp_path, name, spoil, says, workers):
+    if workers and says not in ("truncated", "it is a web page"):
+        pytest.skip("two kinds are enough")
+    numbers = np.random.default_rng(0)
+    for folder in ("cat", "dog"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            image = Image.fromarray(numbers.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+            image.save(tmp_path / folder / f"{number}{name[1:]}")
+    broken = tmp_path / "cat" / name
+    broken.write_bytes(spoil(broken.read_bytes()))
+    images = data.ImageFolder(str(tmp_path), size=16, batch_size=2, workers=workers, test_fraction=0.0)
+    images.setup()
+    with pytest.raises(ValueError) as refused:
+        list(images.train_dataloader())
+    assert re.fullmatch(rf"image {broken} cannot be read: .*({says}).*: replace or remove it", described(refused.value))

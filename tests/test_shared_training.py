@@ -237,7 +237,7 @@ def test_a_damaged_shared_network_is_named(run):
     run(settings)
     (done,) = set(run.folder.glob("trained/*/training.json")) - before
     (done.parent / "network.pt").write_bytes(b"half a network")
-    with pytest.raises(RecipeError, match=f"trained network {done.parent}/network.pt cannot be read"):
+    with pytest.raises(RecipeError, match=f"kept training {done.parent}/network.pt cannot be read"):
         run(settings)
 
 

@@ -139,6 +139,22 @@ def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, AnalogLayer)}
 
 
+def required_layers(network: nn.Module) -> dict[str, AnalogLayer]:
+    """The analog layers of a network by name, of which there must be some.
+
+    Raises:
+        ValueError: for a digital network.
+
+    >>> required_layers(nn.Linear(4, 2))
+    Traceback (most recent call last):
+    ValueError: Linear has no analog layers: convert it first, with energytl.convert
+    """
+    layers = analog_layers(network)
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no analog layers: convert it first, with energytl.convert")
+    return layers
+
+
 def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
 
@@ -148,7 +164,7 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     >>> from energytl.analog.read import Noiseless
     >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
     """
-    for layer in analog_layers(analog).values():
+    for layer in required_layers(analog).values():
         layer.configure(**changes)
     return analog
 
@@ -159,7 +175,7 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
     The hardware may be changed by `configure`.
     """
-    layers = analog_layers(analog).values()
+    layers = required_layers(analog).values()
     for layer in layers:
         layer.kept = {}
     try:
@@ -179,7 +195,7 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     >>> layer.input_range
     1.0
     """
-    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
+    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in required_layers(analog).values()}
     samples: dict[AnalogLayer, list[Tensor]] = {
         layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
     }
@@ -220,7 +236,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int)
     >>> round(float(norm.running_var), 6)
     0.0
     """
-    layers = list(analog_layers(analog).values())
+    layers = list(required_layers(analog).values())
     layers[0].noise.reseed(seed)
     with inference(analog), unchanging(analog):
         update_bn(batches, analog)

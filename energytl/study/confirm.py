@@ -14,11 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from energytl.progress import Bar
+import yaml
+
 from energytl.parser import said_by
+from energytl.progress import Bar
 from energytl.recipe import Case
 from energytl.results import Result, read_json, write_json
 from energytl.study.front import Point, front, point, points
+from energytl.study.portable import portable
 from energytl.study.quantities import QUANTITIES
 from energytl.study.search import Search, wanted_quantities
 from energytl.study.settings import Settings, Study, StudyError
@@ -121,7 +124,8 @@ def write_front(search: Search, kept: Sequence[Point]) -> None:
     for number, kept_point in enumerate(kept, start=1):
         case = confirming_case(search.study, kept_point)
         said = ", ".join(f"{QUANTITIES[name].label} {value:.4g}" for name, value in kept_point.numbers.items())
-        text = f"# Trial {kept_point.number} of the search {search.study.name}: {said}\n{case.as_yaml()}"
+        settings = yaml.safe_dump(portable(case.resolved()), sort_keys=False, allow_unicode=True)
+        text = f"# Trial {kept_point.number} of the search {search.study.name}: {said}\n{settings}"
         (folder / f"{number:02d}.yaml").write_text(text, encoding="utf-8")
     write_json(folder / "front.json", [asdict(kept_point) for kept_point in kept])
 

@@ -19,9 +19,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from energytl.analog.noise import fold
+from energytl.parser import said_by
 from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
-from energytl.parser import said_by
 from energytl.recipe import Case
 from energytl.study.front import front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
