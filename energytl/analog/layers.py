@@ -26,11 +26,8 @@ SAMPLES = 256
 MOST_SAMPLES = 16 * SAMPLES
 """How many are kept of all batches."""
 
-LOOK_EVERY = 16
-"""Changes of a weight in training after which it is seen whether it has outgrown its range."""
-
 OUTGROWN = 0.1
-"""Share of weights beyond the range, over that at the start, from which on the range is chosen anew."""
+"""Share of weights beyond a given range, over that at the start, from which on a warning says so."""
 
 _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 """Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
@@ -113,7 +110,7 @@ class AnalogLayer(nn.Module, ABC):
         self.fit_weight_range()
         self.input_range = None
         self.calibration: Calibration | None = None
-        self._last_version, self._changes = -1, 0
+        self._last_version = -1
         self.kept: dict[str, Any] | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
@@ -175,30 +172,38 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
-        self._cut = self._share_beyond() if hardware.rounds else 0.0
+        self._fitted = self._outermost() if hardware.rounds else (0.0, 0.0)
 
     @torch.no_grad()
-    def _share_beyond(self) -> float:
-        """Share of the weights that lie beyond the range."""
-        return float((self._scaled(self.weight).abs() > self.weight_range * (1 + 1e-6)).float().mean())
+    def _outermost(self) -> tuple[float, float]:
+        """Largest |weight|, in what weights are divided by, and the share of weights beyond the range."""
+        magnitudes = self._scaled(self.weight).abs()
+        beyond = (magnitudes > self.weight_range * (1 + 1e-6)).to(magnitudes.dtype).mean()
+        largest, share = torch.stack([magnitudes.amax(), beyond]).tolist()
+        return largest, share
 
     def _follow_weights(self) -> None:
-        """Choose the range anew where training has taken many weights beyond it, every few changes of the weight."""
+        """Widen the range where training has taken weights beyond it: they get no gradient there, and would stay."""
         version = self.weight._version
         if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
             return
-        self._last_version, self._changes = version, self._changes + 1
-        if self._changes % LOOK_EVERY or self._share_beyond() <= self._cut + OUTGROWN:
-            return
+        self._last_version = version
+        (largest, beyond), (largest_before, beyond_before) = self._outermost(), self._fitted
         if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
-            self.fit_weight_range()
-            return
-        self._cut = 1.0
-        warnings.warn(
-            f"more than {OUTGROWN:.0%} of the weights of layer {self.index} ({self._get_name()}) have grown beyond its "
-            f"range {self.weight_range:g} and are cut: set a wider weights.range, or calibrate anew",
-            stacklevel=3,
-        )
+            if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
+                before = self.weight_range, self.column_ranges
+                self.fit_weight_range()
+                self.weight_range = max(self.weight_range, before[0])
+                if self.column_ranges is not None and before[1] is not None:
+                    self.column_ranges = torch.maximum(self.column_ranges, before[1])
+                self._fitted = self._outermost()
+        elif beyond > beyond_before + OUTGROWN:
+            self._fitted = largest, 1.0
+            warnings.warn(
+                f"more than {OUTGROWN:.0%} of the weights of layer {self.index} ({self._get_name()}) have grown beyond "
+                f"its range {self.weight_range:g} and are cut: set a wider weights.range, or calibrate anew",
+                stacklevel=3,
+            )
 
     def widen(self, factor: float) -> None:
         """Make the range of the weights, or that of each column, so many times as wide."""
@@ -423,7 +428,7 @@ class AnalogLayer(nn.Module, ABC):
             log_rho=float(self.log_rho.detach()),
             rho_start=self.rho_start,
             noise=(self.noise.seed, self.noise.position),
-            changes=(self._changes, self._cut),
+            fitted=self._fitted,
             weight_range=self.weight_range,
             column_ranges=self.column_ranges,
             input_range=self.input_range,
@@ -441,7 +446,7 @@ class AnalogLayer(nn.Module, ABC):
             self.rho_start, self._last_version = local_metadata.get("rho_start", 1.0), -1  # log ρ/µS until 0.1.0
             if "noise" in local_metadata:
                 self.noise.go_on_from(*local_metadata["noise"])
-                self._changes, self._cut = local_metadata["changes"]
+                self._fitted = local_metadata["fitted"]
             columns = local_metadata.get("column_ranges")
             self.column_ranges = None if columns is None else columns.to(self.weight.device)
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))

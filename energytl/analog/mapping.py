@@ -109,7 +109,7 @@ class WeightFormat:
         if self.range_by == "max":
             return _above_zero(matrices.abs().amax(across, keepdim=True).squeeze(2))
         if inputs is None and not self.columns:
-            return matrices.new_tensor([[best_range(matrices, grid)]])
+            return matrices.new_tensor([[best_range(matrices, grid)]], dtype=torch.float64)
         return best_ranges(matrices, grid, shared=not self.columns, inputs=inputs)
 
 

@@ -158,4 +158,4 @@ def test_a_range_of_any_float_type():
     values = KINDS["normal"](1000).double()
     for unit in (2.0**-300, 2.0**300):
         assert best_range(values * unit, 15) == best_range(values, 15) * unit
-    assert best_range(values.half() * 60, 15) == best_range(values.half().float() * 60, 15)
+    assert best_range((values * 60).half(), 15) == best_range((values * 60).half().float(), 15)
