@@ -42,6 +42,11 @@ class Hardware:
         """Refuse a ρ that is no energy coefficient, and what does not go together."""
         if not 0 < self.rho < math.inf:
             raise ValueError(f"hardware.rho is {self.rho}; allowed: above 0 (µS of a full-range weight)")
+        if self.rho > self.cell.largest_rho * (1 + 1e-9):
+            raise ValueError(
+                f"hardware.rho is {self.rho:g}; allowed: up to {self.cell.largest_rho:g} µS, where a full-range weight "
+                "fills the window of hardware.cell, g_max_siemens − g_min_siemens"
+            )
         varying, levels = len(self.variation.levels), len(self.mapping.cell_values) - 1
         if varying > 1 and varying != levels:
             own = f"has {levels}" if levels > 0 else "has none of its own"
