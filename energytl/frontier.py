@@ -54,7 +54,7 @@ class RhoScale:
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = list(analog_layers(network).values())
-        self._start = [float(layer.log_rho.detach()) for layer in self._layers]
+        self._start = [math.log(float(layer.rho.detach())) for layer in self._layers]
         self._full = [math.log(layer.hardware.cell.largest_rho) for layer in self._layers]
 
     @property
@@ -66,7 +66,7 @@ class RhoScale:
         """Scale all ρ, from what they were when this was made."""
         with no_grad():
             for layer, start, full in zip(self._layers, self._start, self._full, strict=True):
-                layer.log_rho.fill_(min(start + log_factor, max(start, full)))
+                layer.log_rho.fill_(min(start + log_factor, max(start, full)) - math.log(layer.rho_start))
 
     def energy(self, energies: Sequence[float], log_factor: float) -> float:
         """Energy in paper units at that factor, from each layer's energy at factor 1."""

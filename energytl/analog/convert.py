@@ -19,8 +19,8 @@ from energytl.analog.attention import (
     use_weights,
 )
 from energytl.analog.hardware import Hardware
-from energytl.analog.inference import hooked, inference
-from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
+from energytl.analog.inference import inference
+from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
 from energytl.analog.noise import NoiseStream
 
 ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {
@@ -186,7 +186,7 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
 
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
+    """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
     Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too.
 
@@ -195,26 +195,19 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     >>> layer.input_range
     1.0
     """
-    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in required_layers(analog).values()}
-    samples: dict[AnalogLayer, list[Tensor]] = {
-        layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
-    }
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        assert isinstance(layer, AnalogLayer)
-        ranges[layer].append(layer.best_input_range(inputs[0]))
-        if layer in samples:
-            samples[layer].append(layer.sampled(inputs[0]))
-
-    with inference(analog), hooked(ranges, note):
-        for batch in batches:
-            analog(batch)
-    for layer, seen in ranges.items():
-        if seen:
-            layer.input_range = sum(seen) / len(seen)
-    for layer, columns in samples.items():
-        if columns:
-            layer.fit_weight_range(torch.cat(columns, 2))
+    layers = required_layers(analog).values()
+    for layer in layers:
+        layer.calibration = Calibration(outputs=layer.hardware.weights.range_by == "outputs")
+    try:
+        with inference(analog):
+            for batch in batches:
+                analog(batch)
+        for layer in layers:
+            if layer.calibration and layer.calibration.columns:
+                layer.fit_weight_range(torch.cat(layer.calibration.columns, 2))
+    finally:
+        for layer in layers:
+            layer.calibration = None
     return analog
 
 

@@ -91,16 +91,23 @@ class WeightFormat:
             inputs: (G, K, S) that they are multiplied with, if the outputs are to choose.
         """
         matrices, across = matrices.detach(), 2 if self.columns else (0, 1, 2)
+        matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
         if self.range is not None:
             return matrices.new_full((1, 1), self.range)
         if grid is None or self.range_rms is not None:
-            rms = matrices.square().mean(across, keepdim=True).sqrt().squeeze(2)
-            return ((self.range_rms or UNROUNDED_RANGE_RMS) * rms).clamp(min=SMALLEST_RANGE)
+            largest = matrices.abs().amax(across, keepdim=True)
+            unit = torch.where(largest > 0, largest, 1.0)  # any unit: no square is out of bounds
+            rms = ((matrices / unit).square().mean(across, keepdim=True).sqrt() * unit).squeeze(2)
+            return _above_zero((self.range_rms or UNROUNDED_RANGE_RMS) * rms)
         if self.range_by == "max":
-            return matrices.abs().amax(across, keepdim=True).squeeze(2).clamp(min=SMALLEST_RANGE)
+            return _above_zero(matrices.abs().amax(across, keepdim=True).squeeze(2))
         if inputs is None and not self.columns:
-            return matrices.new_tensor([[best_range(matrices, grid)]])
+            return matrices.new_tensor([[best_range(matrices, grid)]], dtype=torch.float64)
         return best_ranges(matrices, grid, shared=not self.columns, inputs=inputs)
+
+
+def _above_zero(ranges: Tensor) -> Tensor:
+    return torch.where(ranges == 0, SMALLEST_RANGE, ranges)
 
 
 class Mapping(ABC):

@@ -16,6 +16,7 @@ from energytl import (
     BitCells,
     BitSerialRead,
     BitSlices,
+    Cell,
     DifferentialPair,
     Exact,
     Fluctuation,
@@ -425,6 +426,9 @@ def test_outputs_beside_full_scale_ones_stay_finite(scheme):
         (lambda: Hardware(rho=0.0), r"hardware\.rho is 0\.0; allowed: above 0"),
         (lambda: Hardware(rho=-1.0), r"hardware\.rho is -1\.0; allowed: above 0"),
         (lambda: Hardware(rho=float("nan")), r"hardware\.rho is nan; allowed: above 0"),
+        (lambda: Hardware(rho=1e5), r"hardware\.rho is 100000; allowed: up to 82 µS, where .* window"),
+        (lambda: Hardware(cell=Cell(g_max_siemens=17e-6)), r"hardware\.rho is 10; allowed: up to 9 µS"),
+        (lambda: configure(convert(nn.Linear(2, 2)), rho=83.0), r"hardware\.rho is 83; allowed: up to 82 µS"),
     ],
 )
 def test_what_is_no_hardware_is_refused_by_name(make, message):
