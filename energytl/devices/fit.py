@@ -25,7 +25,15 @@ from torch import Tensor
 
 from energytl.devices.kalman import Array
 from energytl.devices.measured import Measured
-from energytl.devices.population import DIFFERENCE, SMALLEST_CYCLE_NOISE, Population, Pulses, fit_population
+from energytl.devices.population import (
+    DIFFERENCE,
+    SMALLEST_CYCLE_NOISE,
+    Population,
+    Pulses,
+    Start,
+    fit_population,
+    moved_cells,
+)
 from energytl.devices.pulsed import Cells, PulsedDevice, SoftBoundsReference, pulse
 
 CONFIDENCE = 0.95
@@ -118,10 +126,11 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     zero, half = _rough_range(measured.shown[:, moving])
     rough = fit_population(_pulses(measured, moving, zero, half), True, tell=tell)
     upper, lower = rough.mean[2:4]
+    start = rough.start((upper + lower) / 2, (upper - lower) / 2)
     zero, half = zero + half * (upper + lower) / 2, half * (upper - lower) / 2
     pulses = _pulses(measured, moving, zero, half)
-    population = _likeliest(pulses, None, tell)
-    proportional = _likeliest(replace(pulses, proportional=True), population, tell)
+    population = _likeliest(pulses, start, tell)
+    proportional = _likeliest(replace(pulses, proportional=True), population.start(0.0, 1.0), tell)
     if proportional.log_likelihood > population.log_likelihood + CLEARLY:
         pulses, population = replace(pulses, proportional=True), proportional
     missed, missed_by_noise = _missed(pulses, population)
@@ -140,7 +149,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         device = replace(device, stuck=stuck, stuck_range=float((3 * held.square().mean()).sqrt()))
         count = stats.binomtest(int((~moving).sum()), len(moving))
         intervals["stuck"] = tuple(count.proportion_ci(CONFIDENCE))
-    up, down, upper, lower, start = (torch.from_numpy(part) for part in population.cells)
+    *parts, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
     return DeviceFit(
         device,
         intervals,
@@ -148,14 +157,8 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         half,
         normalised,
         moving,
-        Cells(
-            up=up * (1 - middle / upper) / scale,
-            down=down * (1 - middle / lower) / scale,
-            upper=(upper - middle) / scale,
-            lower=(lower - middle) / scale,
-            reference=torch.zeros((), dtype=up.dtype),
-        ),
-        (start - middle) / scale,
+        Cells(*parts, reference=torch.zeros((), dtype=first.dtype)),
+        first,
         population.steps,
         population.converged,
         missed / scale,
@@ -173,11 +176,11 @@ def _pulses(measured: Measured, moving: Tensor, zero: float, half: float) -> Pul
     return Pulses(np.nan_to_num(shown), directions > 0, (directions != 0).astype(float), min(resolution, COARSEST))
 
 
-def _likeliest(pulses: Pulses, first: Population | None, tell: Callable[[str], None]) -> Population:
+def _likeliest(pulses: Pulses, start: Start, tell: Callable[[str], None]) -> Population:
     """With log-normal or normal steps."""
-    kinds = [fit_population(pulses, True, first, tell)]
+    kinds = [fit_population(pulses, True, start, tell)]
     if math.sqrt(kinds[0].between[0]) < WIDEST_NORMAL:
-        kinds.append(fit_population(pulses, False, kinds[0], tell))
+        kinds.append(fit_population(pulses, False, kinds[0].start(0.0, 1.0), tell))
     return max(kinds, key=lambda kind: kind.log_likelihood)
 
 
