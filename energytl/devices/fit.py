@@ -6,8 +6,8 @@ to its bounds, and is seen with an offset redrawn at every pulse, of the standar
 scatter around. What follows here are the units, the fields of a device with their 95 % intervals, and what is refused.
 
 Intervals of means are Student's for the number of cells, as far as it is the cells that scatter, and those of spreads
-from the χ² distribution: a device of six measured cells is known no better than six numbers tell. Noises, which all cells
-share, have normal intervals of their variances.
+from the χ² distribution: a device of six measured cells is known no better than six numbers tell. Noises, which all
+cells share, have normal intervals of their variances.
 
 What pulses on single cells do not show: the reference cells (their errors are left at 0), and which state is 0. The
 middle of the mean range is taken as 0, its ends as ±1. Where cells never come near a bound, bounds and step are known
@@ -71,8 +71,8 @@ class DeviceFit:
 
     Attributes:
         device: in units in which the mean range of the moving cells is ±1.
-        intervals: 95 % intervals of the device's fields, by name; and of `zero` and `one`, the conductances of the states
-            0 and 1. Without those that one cell cannot tell.
+        intervals: 95 % intervals of the device's fields, by name; and of `zero` and `one`, the conductances of the
+            states 0 and 1. Without those that one cell cannot tell.
         zero: conductance of the state 0, in the unit of the data.
         half_range: conductance of the state 1 less that of the state 0.
         measured: the data in units of the device.
@@ -268,9 +268,9 @@ def _missed(pulses: Pulses, population: Population) -> tuple[float, float]:
     explained = 1 - missed / float((centred**2).sum() / count)
     if explained < FEWEST_EXPLAINED:
         raise ValueError(
-            f"soft bounds do not describe these devices: the fitted curves explain {max(explained, 0):.0%} of the variance "
-            f"of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it by {math.sqrt(missed) / 2:.0%} of the "
-            "range; check the columns pulse and direction, or measure longer runs"
+            "soft bounds do not describe these devices: the fitted curves explain "
+            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it "
+            f"by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure longer runs"
         )
     return math.sqrt(missed), math.sqrt(by_noise)
 
@@ -290,8 +290,8 @@ def _require_right_way(measured: Measured, moving: Tensor) -> None:
             blamed = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
             others = f" and {len(blamed) - 3} more" if len(blamed) > 3 else ""
             raise ValueError(
-                f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices ({', '.join(blamed[:3])}"
-                f"{others}): exchange up and down in the column direction, or leave these devices out"
+                f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices "
+                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave these devices out"
             )
 
 

@@ -22,11 +22,11 @@ EFFECTS = 5
 DIFFERENCE = 1e-5
 """Of an effect, for finite differences in double precision; all effects are of the order of 1."""
 
-ITERATIONS, SETTLED = 100, 0.01
+ITERATIONS, SETTLED = 60, 0.05
 """Newton steps at most, and the gain of log-likelihood that one must promise to be worth taking."""
 
 VARIANCE_STEPS = 50
-SMALLEST_STEP, SMALLEST_BOUND, SMALLEST_BETWEEN, SMALLEST_CYCLE_NOISE = 1e-5, 0.02, 1e-8, 0.003
+SMALLEST_STEP, SMALLEST_BOUND, SMALLEST_BETWEEN, SMALLEST_CYCLE_NOISE = 1e-5, 0.02, 1e-5, 0.003
 START_VARIANCE = 4.0
 """Of the state at the first pulse; wide, as that is part of the measurement and not of the cells."""
 
@@ -66,7 +66,8 @@ class Population:
     """What is known of the cells.
 
     Attributes:
-        effects: of each cell: step (or its ln), half difference of steps, bounds, start, (5, N); steps in units of `unit`.
+        effects: of each cell: step (or its ln), half difference of steps, bounds, start, (5, N); steps in
+            units of `unit`.
         unit: a typical step.
         log_normal: whether the first effect is ln(step).
         mean, between: means and variances between cells, (5,).
@@ -190,7 +191,7 @@ def fit_population(
         moves, of_noises, move_noises, correction, gain = _newton_step(
             effects, slopes, mean, between, noises, least_noises
         )
-        tell(f"log-likelihood {float(slopes.likelihood.sum()):.1f}, still to gain {gain:.2g}")
+        tell(f"step {iteration}: log-likelihood {float(slopes.likelihood.sum()):.1f}, still to gain {gain:.2g}")
         if gain < SETTLED:
             converged = True
             break
@@ -318,7 +319,7 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
 def _newton_step(
     effects: Array, slopes: _Slopes, mean: Array, between: Array, noises: Array, least_noises: Array
 ) -> tuple[Array, Array, Array, Array, float]:
-    """Moves of the effects (5, N) and of the noises (2,), the noises' covariance, and what the step promises to gain."""
+    """Moves of the effects (5, N) and of the noises (2,), the noises' covariance, and what to gain."""
     slope = slopes.slope[:, :EFFECTS] - (effects.T - mean) / between
     posterior = np.linalg.inv(slopes.information[:, :EFFECTS, :EFFECTS] + np.diag(1 / between))
     cross = slopes.information[:, :EFFECTS, EFFECTS:]
