@@ -194,9 +194,12 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     text = "a soft-bounds device from measured pulses, as YAML, and a figure of measured against fitted"
     fitting = actions.add_parser("fit", help=text, description=text, allow_abbrev=False)
     fitting.add_argument(
-        "data", type=Path, metavar="DATA.csv", help="columns device,pulse,direction,conductance; a row for every pulse"
+        "data",
+        type=Path,
+        metavar="DATA.csv",
+        help="columns device,pulse,direction,conductance (uS); a row for every pulse",
     )
-    fitting.add_argument("--out", type=Path, metavar="PNG", help="where the figure goes (default: DATA.png)")
+    fitting.add_argument("--out", type=Path, metavar="FILE", help="the figure, .png, .pdf or .svg (default: DATA.png)")
     for sub in (*commands.choices.values(), fitting):
         if sub is not device:
             sub.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")

@@ -392,7 +392,8 @@ def test_device_fit_prints_a_device_as_a_recipe_takes_it_and_draws_it(pulses, ca
     assert device.dw_min == pytest.approx(0.2, rel=0.1)
     assert device.stuck == pytest.approx(0.05)
     assert "20 devices, 480 pulses; 1 of them do not move" in out
-    assert re.search(r"dw_min: 0\.\d+ +# ± 0\.0", out)
+    assert re.search(r"dw_min: 0\.\d+ +# 0\.\d+ to 0\.\d+\n", out)
+    assert "the fit converged after" in out
     call = re.search(r"# (SoftBoundsReference\(.*\))", out)
     assert eval(call[1], {"SoftBoundsReference": type(device)}) == device
     assert pulses.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -405,13 +406,29 @@ def test_device_fit_draws_where_it_is_told(pulses, tmp_path, capsys):
     assert "there is no folder" in one_line(capsys)
 
 
+def test_a_place_that_takes_no_figure_is_refused_before_the_fit(pulses, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("energytl.device_fit.fit", None)
+    locked = tmp_path / "figure.png"
+    locked.mkdir()
+    for place, says in (
+        (tmp_path, f"--out {tmp_path} is a folder; give a file in it, e.g. {tmp_path / 'array.png'}"),
+        (locked, "is a folder"),
+        (tmp_path / "x.txt", "ends with '.txt'; allowed: .png, .pdf, .svg"),
+        ("/dev/full", "ends with ''; allowed"),
+        (pulses, "ends with '.csv'; allowed"),
+    ):
+        assert cli.main(["device", "fit", str(pulses), "--out", str(place)]) == 2
+        assert says in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "No such file or directory"),
-        ("", "has no column 'device'"),
+        ("", "line 1: no column 'device'"),
         ("device,pulse,direction,conductance\n", "holds no pulses"),
-        ("device,pulse,direction,conductance\na,1,left,1.0\n", "direction is 'left'; allowed: up, down (or +1, -1)"),
+        ("device,pulse,direction,conductance\na,1,left,1.0\n", "direction is 'left'; allowed: up, down (or +1, -1;"),
         ("device,pulse,direction,conductance\na,1,up,nan\n", "conductance is 'nan'; allowed: a finite number"),
         ("device,pulse,direction,conductance\na,1,up,1.0\n", "device a has 1 pulses; a fit needs 10 or more of each"),
     ],

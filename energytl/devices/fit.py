@@ -6,8 +6,8 @@ to its bounds, and is seen with an offset redrawn at every pulse, of the standar
 scatter around. What follows here are the units, the fields of a device with their 95 % intervals, and what is refused.
 
 Intervals of means are Student's for the number of cells, as far as it is the cells that scatter, and those of spreads
-from the χ² distribution: a device of six measured cells is known no better than six numbers tell. Noises, which all cells
-share, have normal intervals of their variances.
+from the χ² distribution: a device of six measured cells is known no better than six numbers tell. Noises, which all
+cells share, have normal intervals of their variances.
 
 What pulses on single cells do not show: the reference cells (their errors are left at 0), and which state is 0. The
 middle of the mean range is taken as 0, its ends as ±1. Where cells never come near a bound, bounds and step are known
@@ -25,7 +25,15 @@ from torch import Tensor
 
 from energytl.devices.kalman import Array
 from energytl.devices.measured import Measured
-from energytl.devices.population import DIFFERENCE, SMALLEST_CYCLE_NOISE, Population, Pulses, fit_population
+from energytl.devices.population import (
+    DIFFERENCE,
+    SMALLEST_CYCLE_NOISE,
+    Population,
+    Pulses,
+    Start,
+    fit_population,
+    moved_cells,
+)
 from energytl.devices.pulsed import Cells, PulsedDevice, SoftBoundsReference, pulse
 
 CONFIDENCE = 0.95
@@ -63,8 +71,8 @@ class DeviceFit:
 
     Attributes:
         device: in units in which the mean range of the moving cells is ±1.
-        intervals: 95 % intervals of the device's fields, by name; and of `zero` and `one`, the conductances of the states
-            0 and 1. Without those that one cell cannot tell.
+        intervals: 95 % intervals of the device's fields, by name; and of `zero` and `one`, the conductances of the
+            states 0 and 1. Without those that one cell cannot tell.
         zero: conductance of the state 0, in the unit of the data.
         half_range: conductance of the state 1 less that of the state 0.
         measured: the data in units of the device.
@@ -118,10 +126,11 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     zero, half = _rough_range(measured.shown[:, moving])
     rough = fit_population(_pulses(measured, moving, zero, half), True, tell=tell)
     upper, lower = rough.mean[2:4]
+    start = rough.start((upper + lower) / 2, (upper - lower) / 2)
     zero, half = zero + half * (upper + lower) / 2, half * (upper - lower) / 2
     pulses = _pulses(measured, moving, zero, half)
-    population = _likeliest(pulses, None, tell)
-    proportional = _likeliest(replace(pulses, proportional=True), population, tell)
+    population = _likeliest(pulses, start, tell)
+    proportional = _likeliest(replace(pulses, proportional=True), population.start(0.0, 1.0), tell)
     if proportional.log_likelihood > population.log_likelihood + CLEARLY:
         pulses, population = replace(pulses, proportional=True), proportional
     missed, missed_by_noise = _missed(pulses, population)
@@ -140,7 +149,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         device = replace(device, stuck=stuck, stuck_range=float((3 * held.square().mean()).sqrt()))
         count = stats.binomtest(int((~moving).sum()), len(moving))
         intervals["stuck"] = tuple(count.proportion_ci(CONFIDENCE))
-    up, down, upper, lower, start = (torch.from_numpy(part) for part in population.cells)
+    *parts, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
     return DeviceFit(
         device,
         intervals,
@@ -148,14 +157,8 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         half,
         normalised,
         moving,
-        Cells(
-            up=up * (1 - middle / upper) / scale,
-            down=down * (1 - middle / lower) / scale,
-            upper=(upper - middle) / scale,
-            lower=(lower - middle) / scale,
-            reference=torch.zeros((), dtype=up.dtype),
-        ),
-        (start - middle) / scale,
+        Cells(*parts, reference=torch.zeros((), dtype=first.dtype)),
+        first,
         population.steps,
         population.converged,
         missed / scale,
@@ -173,11 +176,11 @@ def _pulses(measured: Measured, moving: Tensor, zero: float, half: float) -> Pul
     return Pulses(np.nan_to_num(shown), directions > 0, (directions != 0).astype(float), min(resolution, COARSEST))
 
 
-def _likeliest(pulses: Pulses, first: Population | None, tell: Callable[[str], None]) -> Population:
+def _likeliest(pulses: Pulses, start: Start, tell: Callable[[str], None]) -> Population:
     """With log-normal or normal steps."""
-    kinds = [fit_population(pulses, True, first, tell)]
+    kinds = [fit_population(pulses, True, start, tell)]
     if math.sqrt(kinds[0].between[0]) < WIDEST_NORMAL:
-        kinds.append(fit_population(pulses, False, kinds[0], tell))
+        kinds.append(fit_population(pulses, False, kinds[0].start(0.0, 1.0), tell))
     return max(kinds, key=lambda kind: kind.log_likelihood)
 
 
@@ -265,9 +268,9 @@ def _missed(pulses: Pulses, population: Population) -> tuple[float, float]:
     explained = 1 - missed / float((centred**2).sum() / count)
     if explained < FEWEST_EXPLAINED:
         raise ValueError(
-            f"soft bounds do not describe these devices: the fitted curves explain {max(explained, 0):.0%} of the variance "
-            f"of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it by {math.sqrt(missed) / 2:.0%} of the "
-            "range; check the columns pulse and direction, or measure longer runs"
+            "soft bounds do not describe these devices: the fitted curves explain "
+            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it "
+            f"by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure longer runs"
         )
     return math.sqrt(missed), math.sqrt(by_noise)
 
@@ -287,8 +290,8 @@ def _require_right_way(measured: Measured, moving: Tensor) -> None:
             blamed = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
             others = f" and {len(blamed) - 3} more" if len(blamed) > 3 else ""
             raise ValueError(
-                f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices ({', '.join(blamed[:3])}"
-                f"{others}): exchange up and down in the column direction, or leave these devices out"
+                f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices "
+                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave these devices out"
             )
 
 

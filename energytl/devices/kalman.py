@@ -81,8 +81,8 @@ def innovations(
 def cut(mean: Array, variance: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Mean and variance of a normal number that is cut to its bounds; shape of mean.
 
-    With a, b the bounds in standard deviations from the mean, Φ and φ the normal distribution and density, the first two
-    moments of x = min(max(ξ, a), b) are (Greene 2012, theorem 19.2, for both sides)
+    With a, b the bounds in standard deviations from the mean, Φ and φ the normal distribution and density, the first
+    two moments of x = min(max(ξ, a), b) are (Greene 2012, theorem 19.2, for both sides)
 
         E[x]  = a·Φ(a) + b·(1 − Φ(b)) + φ(a) − φ(b)
         E[x²] = a²·Φ(a) + b²·(1 − Φ(b)) + Φ(b) − Φ(a) + a·φ(a) − b·φ(b)

@@ -88,7 +88,7 @@ class _Pulse:
 
 
 def read_csv(path: Path) -> Measured:
-    """Read a table as the module describes it.
+    r"""Read a table as the module describes it.
 
     Raises:
         OSError: if there is no such file.
@@ -97,7 +97,7 @@ def read_csv(path: Path) -> Measured:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     lines = [f"A1;{n};{'up' if n < 7 else 'down'};{n},25" for n in range(12)]
-    ...     _ = Path(folder, "a.csv").write_text("Device;Pulse;Direction;Conductance (uS)\\n" + "\\n".join(lines))
+    ...     _ = Path(folder, "a.csv").write_text("Device;Pulse;Direction;Conductance (uS)\n" + "\n".join(lines))
     ...     measured = read_csv(Path(folder, "a.csv"))
     >>> measured.names, measured.pulses, measured.siemens, float(measured.shown[1, 0])
     (('A1',), 12, True, 1.25e-06)
@@ -119,10 +119,7 @@ def read_csv(path: Path) -> Measured:
 def _text(path: Path) -> str:
     raw = path.read_bytes()
     try:
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            text = raw.decode("utf-16")
-        else:
-            text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     if re.search(r"[\x00-\x08\x0e-\x1f]", text):
@@ -170,8 +167,8 @@ def _rows(lines: list[str], above: int, delimiter: str, places: list[int], path:
                 continue
             if any(values[width:]):
                 raise ValueError(
-                    f"{path}, line {line}: {len(values)} values in {width} columns; quote values that hold the separator "
-                    f"{delimiter!r}, such as decimal commas, or separate the columns by semicolons"
+                    f"{path}, line {line}: {len(values)} values in {width} columns; quote values that hold the "
+                    f"separator {delimiter!r}, such as decimal commas, or separate the columns by semicolons"
                 )
             yield _Row(line, *((values[place] if place < len(values) else "") for place in places))
     except csv.Error as error:
@@ -218,7 +215,8 @@ def _parsed(row: _Row, decimal: str, scale: float, where: str) -> _Pulse:
     direction = DIRECTIONS.get(row.direction.casefold(), _number(row.direction, decimal))
     if direction not in (1.0, -1.0):
         raise ValueError(
-            f"{where}: direction is {row.direction!r}; allowed: up, down (or +1, -1; set, reset; potentiation, depression)"
+            f"{where}: direction is {row.direction!r}; allowed: up, down (or +1, -1; set, reset; potentiation, "
+            "depression)"
         )
     number = _number(row.pulse, decimal)
     if not number.is_integer():
@@ -249,11 +247,11 @@ def _in_order(name: str, pulses: list[_Pulse], path: Path) -> list[_Pulse]:
         follows = run[0].number in (pulses[0].number, before + 1, last_of[run[0].direction] + 1)
         counts = [pulse.number - run[0].number for pulse in run] == list(range(len(run)))
         if not (follows and counts) or len(runs) == len(pulses):
-            seen: set[int] = set()
-            twice = next(pulse for pulse in pulses if pulse.number in seen or seen.add(pulse.number))  # type: ignore[func-returns-value]
+            numbers = [pulse.number for pulse in pulses]
+            twice = next(pulse for place, pulse in enumerate(pulses) if pulse.number in numbers[:place])
             raise ValueError(
-                f"{path}, line {twice.line}: device {name} has pulse {twice.number} twice; number its pulses in measuring "
-                "order, throughout or anew with every change of direction"
+                f"{path}, line {twice.line}: device {name} has pulse {twice.number} twice; number its pulses in "
+                "measuring order, throughout or anew with every change of direction"
             )
         before = last_of[run[0].direction] = run[-1].number
     return pulses

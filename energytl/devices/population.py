@@ -22,13 +22,16 @@ EFFECTS = 5
 DIFFERENCE = 1e-5
 """Of an effect, for finite differences in double precision; all effects are of the order of 1."""
 
-ITERATIONS, SETTLED = 100, 0.01
+ITERATIONS, SETTLED = 60, 0.05
 """Newton steps at most, and the gain of log-likelihood that one must promise to be worth taking."""
 
 VARIANCE_STEPS = 50
-SMALLEST_STEP, SMALLEST_BOUND, SMALLEST_BETWEEN, SMALLEST_CYCLE_NOISE = 1e-5, 0.02, 1e-10, 0.003
+SMALLEST_STEP, SMALLEST_BOUND, SMALLEST_BETWEEN, SMALLEST_CYCLE_NOISE = 1e-5, 0.02, 1e-5, 0.003
 START_VARIANCE = 4.0
 """Of the state at the first pulse; wide, as that is part of the measurement and not of the cells."""
+
+EXTREME_STEPS = (0.05, 20.0)
+"""Of a cell at the start of a fit, in units of the median cell's."""
 
 RATES = np.geomspace(1e-3, 0.9, 20)
 LARGEST_MOVE = np.array([1.0, 1.0, 0.5, 0.5, 1.0])[:, None]
@@ -63,7 +66,8 @@ class Population:
     """What is known of the cells.
 
     Attributes:
-        effects: of each cell: step (or its ln), half difference of steps, bounds, start, (5, N); steps in units of `unit`.
+        effects: of each cell: step (or its ln), half difference of steps, bounds, start, (5, N); steps in
+            units of `unit`.
         unit: a typical step.
         log_normal: whether the first effect is ln(step).
         mean, between: means and variances between cells, (5,).
@@ -93,6 +97,30 @@ class Population:
     def cells(self) -> tuple[Array, ...]:
         """Steps up and down, bounds and start, each (N,)."""
         return cells_of(self.effects, self.unit, self.log_normal)
+
+    def start(self, middle: float, half: float) -> "Start":
+        """Its cells and noises in units in which 0 is what is middle here, and 1 is half."""
+        return Start(moved_cells(self.cells, middle, half), self.noises - [0.0, 2 * math.log(half)])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit begins: steps up and down, bounds and start of cells, each (N,), and noises as in `Population`."""
+
+    cells: tuple[Array, ...]
+    noises: Array
+
+
+def moved_cells(cells: tuple[Array, ...], middle: float, half: float) -> tuple[Array, ...]:
+    """The same cells in units in which 0 is what is middle here, and 1 is half: steps there are α·(1 − middle/b)."""
+    up, down, upper, lower, start = cells
+    return (
+        up * (1 - middle / upper) / half,
+        down * (1 - middle / lower) / half,
+        (upper - middle) / half,
+        (lower - middle) / half,
+        (start - middle) / half,
+    )
 
 
 def cells_of(effects: Array, unit: float, log_normal: bool) -> tuple[Array, ...]:
@@ -137,7 +165,7 @@ def noise_free_start(pulses: Pulses) -> tuple[Array, ...]:
 
 
 def fit_population(
-    pulses: Pulses, log_normal: bool, first: Population | None = None, tell: Callable[[str], None] = lambda said: None
+    pulses: Pulses, log_normal: bool, first: Start | None = None, tell: Callable[[str], None] = lambda said: None
 ) -> Population:
     """Cells, their means and variances, and both noises, of maximum marginal likelihood.
 
@@ -147,12 +175,9 @@ def fit_population(
         first: where to start; default: from noise-free curves.
         tell: is called with a few words before every Newton step.
     """
-    if first is None:
-        effects, unit = _first_effects(pulses, log_normal)
-        noises = _first_noises(pulses, cells_of(effects, unit, log_normal))
-    else:
-        unit, noises = first.unit, first.noises
-        effects = _converted(first.effects, first.log_normal, log_normal)
+    first = first or _first(pulses)
+    unit, noises = float(np.median((first.cells[0] + first.cells[1]) / 2)), first.noises
+    effects = _effects(first.cells, unit, log_normal)
     least_noises = np.log([SMALLEST_CYCLE_NOISE, pulses.resolution**2])
     mean, between = effects.mean(1), np.array([0.25, 0.05, 0.1, 0.1, START_VARIANCE])
     alone = effects.shape[1] == 1
@@ -166,7 +191,7 @@ def fit_population(
         moves, of_noises, move_noises, correction, gain = _newton_step(
             effects, slopes, mean, between, noises, least_noises
         )
-        tell(f"log-likelihood {float(slopes.likelihood.sum()):.1f}, still to gain {gain:.2g}")
+        tell(f"step {iteration}: log-likelihood {float(slopes.likelihood.sum()):.1f}, still to gain {gain:.2g}")
         if gain < SETTLED:
             converged = True
             break
@@ -199,18 +224,18 @@ class _Slopes:
     change: Array
 
 
-def _first_effects(pulses: Pulses, log_normal: bool) -> tuple[Array, float]:
+def _effects(cells: tuple[Array, ...], unit: float, log_normal: bool) -> Array:
+    """Effects from cells; the inverse of `cells_of`."""
+    up, down, upper, lower, start = cells
+    step = np.clip((up + down) / 2 / unit, *EXTREME_STEPS)
+    return np.stack([np.log(step) if log_normal else step, (up - down) / 2 / unit, upper, lower, start])
+
+
+def _first(pulses: Pulses) -> Start:
+    """Noise-free curves, and the best noises around them."""
     steps, upper, lower, start = noise_free_start(pulses)
-    unit = float(np.median(steps))
-    relative = np.clip(steps / unit, 0.05, 20.0)
-    return np.stack([np.log(relative) if log_normal else relative, 0 * steps, upper, lower, start]), unit
-
-
-def _converted(effects: Array, was: bool, log_normal: bool) -> Array:
-    if was == log_normal:
-        return effects
-    step = np.log(np.maximum(effects[0], 1e-3)) if log_normal else np.exp(effects[0])
-    return np.concatenate([step[None], effects[1:]])
+    cells = steps, steps, upper, lower, start
+    return Start(cells, _first_noises(pulses, cells))
 
 
 def _first_noises(pulses: Pulses, cells: tuple[Array, ...]) -> Array:
@@ -269,7 +294,9 @@ def _information(error_slope: Array, variance_slope: Array, variance: Array) -> 
 def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tuple[Array, Array, Array]:
     """Means (5,) and variances (5,) between cells, covariance (5, 5) of the means' errors, by REML.
 
-    Each cell is a measurement of its effects, with the curvature J of its likelihood as precision; EM steps.
+    Each cell is a measurement of its effects, with the curvature J of its likelihood as precision. At the maximum the
+    expected squares are D: Σ(û² + Var û) = N·D, solved for D by iterating D ← Σû²/(N − ΣVar û/D) (MacKay 1992), which,
+    other than EM steps, also gets to a D of 0.
     """
     information = slopes.information[:, :EFFECTS, :EFFECTS]
     pull = (information @ effects.T[..., None])[..., 0] + slopes.slope[:, :EFFECTS]
@@ -282,8 +309,9 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
         likeliest = (posterior @ (pull + mean / between)[..., None])[..., 0]
         shrunk = np.eye(EFFECTS) - posterior / between
         of_mean = (shrunk @ covariance @ shrunk.transpose(0, 2, 1)).diagonal(axis1=1, axis2=2)
-        variance = (likeliest - mean) ** 2 + posterior.diagonal(axis1=1, axis2=2) + of_mean
-        between = np.maximum(variance.mean(0), SMALLEST_BETWEEN)
+        unknown = (posterior.diagonal(axis1=1, axis2=2) + of_mean).sum(0) / between
+        known = np.maximum(len(pull) - unknown, 1e-3)
+        between = np.maximum(((likeliest - mean) ** 2).sum(0) / known, SMALLEST_BETWEEN)
         between[-1] = START_VARIANCE
     return mean, between, covariance
 
@@ -291,7 +319,7 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
 def _newton_step(
     effects: Array, slopes: _Slopes, mean: Array, between: Array, noises: Array, least_noises: Array
 ) -> tuple[Array, Array, Array, Array, float]:
-    """Moves of the effects (5, N) and of the noises (2,), the noises' covariance, and what the step promises to gain."""
+    """Moves of the effects (5, N) and of the noises (2,), the noises' covariance, and what to gain."""
     slope = slopes.slope[:, :EFFECTS] - (effects.T - mean) / between
     posterior = np.linalg.inv(slopes.information[:, :EFFECTS, :EFFECTS] + np.diag(1 / between))
     cross = slopes.information[:, :EFFECTS, EFFECTS:]
