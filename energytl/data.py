@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
 
-from energytl.allowed import COUNT, SEED, Allowed, require
+from energytl.allowed import COUNT, SEED, Allowed, check_value
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -43,10 +43,10 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        require("data.batch_size", batch_size, COUNT)
-        require("data.size", shape[-1], Allowed(1, 10_000, note="pixels"))
-        require("data.workers", workers, Allowed(0, 1000, note="processes"))
-        require("data.seed", seed, SEED)
+        check_value("data.batch_size", batch_size, int, COUNT)
+        check_value("data.size", shape[-1], int, Allowed(1, 10_000, note="pixels"))
+        check_value("data.workers", workers, int, Allowed(0, 1000, note="processes"))
+        check_value("data.seed", seed, int, SEED)
         self.shape, self.classes = shape, classes
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None
