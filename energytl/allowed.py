@@ -69,21 +69,6 @@ COUNT_OR_0 = Allowed(0, 1_000_000)
 SEED = Allowed(0, 2**32 - 1)
 
 
-def require(name: str, value: Any, allowed: Allowed) -> None:  # noqa: ANN401
-    """Refuse a number that is not allowed.
-
-    Raises:
-        ValueError: naming the setting, its value and what is allowed.
-
-    >>> require("cell.read_volt", -0.2, ABOVE_0)
-    Traceback (most recent call last):
-    ...
-    ValueError: cell.read_volt is -0.2; allowed: above 0
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} is {value}; allowed: {allowed}")
-
-
 def check(record: Any, name: str = "", **allowed: Allowed) -> None:  # noqa: ANN401
     """Refuse a record, an instance of a dataclass, with a field of another type than it says, or not allowed.
 
@@ -98,7 +83,8 @@ def check(record: Any, name: str = "", **allowed: Allowed) -> None:  # noqa: ANN
         TypeError: naming the setting, its value and the type.
         ValueError: naming the setting, its value and what is allowed.
     """
-    for key, hint in _hints(type(record)).items():
+    kind: type = type(record)
+    for key, hint in _hints(kind).items():
         value = getattr(record, key)
         check_value(f"{name}.{key}" if name else key, value, hint, allowed.get(key, FINITE))
 

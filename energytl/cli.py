@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from energytl import __version__
 from energytl.analog.convert import analog_layers, left_digital
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
@@ -25,7 +27,7 @@ from energytl.kept_trainings import first_training
 from energytl.origin import with_line
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_parser
+from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_help
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
@@ -91,7 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
             print("\nkeys of a recipe, each of which can be overridden as --key.sub=value:\n")
-            recipe_parser(f"energytl {given.command} RECIPE").print_help()
+            print(recipe_help())
+            return 0
+        asked = next(filter(None, (re.fullmatch(r"--([\w.]+)\.help(?:=(.+))?", word) for word in overrides)), None)
+        if asked:
+            print(recipe_help(*asked.groups()))
             return 0
         if given.recipe is None:
             raise RecipeError(f"{given.command} wants a recipe, a YAML file; --help lists its keys")
@@ -161,6 +167,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
         description="How little energy keeps a network's accuracy on analog in-memory hardware?",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"energytl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
         "run": "train, evaluate and compare the cases of a recipe",

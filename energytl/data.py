@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, Te
 from torchvision import transforms
 from torchvision.datasets import DatasetFolder, VisionDataset
 
-from energytl.allowed import COUNT, SEED, Allowed, require
+from energytl.allowed import COUNT, SEED, Allowed, check_value
 from energytl.analog.noise import fold
 from energytl.origin import described, with_line
 from energytl.results import looks_like
@@ -80,10 +80,10 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        require("data.batch_size", batch_size, COUNT)
-        require("data.size", shape[-1], Allowed(1, 10_000, note="pixels"))
-        require("data.workers", workers, Allowed(0, 1000, note="processes"))
-        require("data.seed", seed, SEED)
+        check_value("data.batch_size", batch_size, int, COUNT)
+        check_value("data.size", shape[-1], int, Allowed(1, 10_000, note="pixels"))
+        check_value("data.workers", workers, int, Allowed(0, 1000, note="processes"))
+        check_value("data.seed", seed, int, SEED)
         self.shape, self.classes = shape, classes
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import pkgutil
 import re
 import sys
@@ -15,7 +16,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from torch import nn
 
+from energytl.allowed import fits, words
+
 Kind = type[Any]
+
+ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
+"""Names and text of an argument or attribute in a docstring."""
 
 
 def parse(parser: ArgumentParser, text: str, overrides: Sequence[str] = ()) -> Namespace:
@@ -33,6 +39,7 @@ def parse(parser: ArgumentParser, text: str, overrides: Sequence[str] = ()) -> N
     with _no_arguments_of_another_class():
         settings = parser.parse_args(["--config", text, *overrides])
     settings.pop("config", None)
+    _refuse_no_values(settings)
     return settings
 
 
@@ -56,6 +63,41 @@ def _no_arguments_of_another_class() -> Iterator[None]:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = keeping
+
+
+def _refuse_no_values(settings: Any, at: str = "") -> None:  # noqa: ANN401
+    """Refuse null for an argument of a class or a function that does not take it, which jsonargparse passes over.
+
+    And NaN everywhere, infinity where it is no user's own class or function.
+
+    Raises:
+        ValueError: naming the key and what is allowed.
+    """
+    values = vars(settings) if isinstance(settings, Namespace) else settings
+    if isinstance(values, dict):
+        part = named(values["class_path"]) if "init_args" in values and "class_path" in values else None
+        hints = {} if part is None else _argument_types(part)
+        for name, value in values.items():
+            key = at if name == "init_args" else f"{at}.{name}".removeprefix(".")
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{key} is nan; allowed: a number")
+            for argument in vars(value) if name == "init_args" and isinstance(value, Namespace) else ():
+                if value[argument] in (math.inf, -math.inf) and part.__module__.startswith(("torch.", "energytl.")):
+                    raise ValueError(f"{key}.{argument} is {value[argument]}; allowed: a finite number")
+                if value[argument] is None and argument in hints and not fits(None, hints[argument]):
+                    raise ValueError(f"{key}.{argument} is null; allowed: {words(hints[argument])}")
+            _refuse_no_values(value, key)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            _refuse_no_values(value, at)
+
+
+def _argument_types(part: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Types of the arguments of a class or a function; none that only type checkers know."""
+    try:
+        return typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    except NameError:
+        return {}
 
 
 def same_part(first: str, second: str) -> bool:
@@ -114,7 +156,7 @@ def one_line(error: BaseException, parser: ArgumentParser, record: type) -> str:
     """
     if not isinstance(error, ValueError | TypeError | OSError | ImportError) and not _of_the_parser(error):
         return f"{_place(error)}{type(error).__name__}: {said_by(error)}"
-    text = said_by(error)
+    text = said_by(error).split(" Exception raised from ")[0]  # torch's C++
     keys = re.findall(r'Parser key "([\w.]+)": ', text)
     text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
     text = re.sub(r"Does not validate against .* Errors: - (?:Problem with given class_path '[^']*': )?", "", text)
@@ -139,9 +181,9 @@ def unknown_key(name: str, parser: ArgumentParser, record: type) -> str:
     """That there is no such key, and which one may be meant."""
     *parents, last = name.split(".")
     kind = _kind(record, parents)
-    if parents and is_dataclass(kind):
-        there_are = ", ".join(field.name for field in fields(kind))
-        return f"{'.'.join(parents)}: unknown key {last}; there are {there_are}"
+    if parents and kind is not None:
+        there_are = "; there are " + ", ".join(field.name for field in fields(kind)) if is_dataclass(kind) else ""
+        return f"{'.'.join(parents)}: unknown key {last}{there_are}"
     known = sorted(set(parser.get_defaults().keys(branches=True)) - {"config"})
     close = difflib.get_close_matches(name, known, 1)
     top = ", ".join(key for key in known if "." not in key)
@@ -187,7 +229,7 @@ def no_part(name: str, kind: Kind | None) -> str:
     found = named(name) if "." in name else None
     wanted = "class or function" if kind is None else kind.__name__
     if inspect.isfunction(found) and "return" not in found.__annotations__:
-        returned = wanted if kind is None else public_path(kind)
+        returned = public_path(kind) if kind else wanted
         return (
             f"the function {name} does not say what it returns: write def {found.__name__}(…) -> {returned}, if it does"
         )
@@ -235,6 +277,54 @@ def choices(kind: Kind) -> list[str]:
             if own and inspect.isclass(given) and issubclass(given, kind) and not _needs_more(function):
                 found.append(public_path(function))
     return sorted(path for path in found if path.startswith("energytl.") and "._" not in path)
+
+
+def explained(part: Any, skip: Sequence[str] = ()) -> str:  # noqa: ANN401
+    """The arguments of a class or a function: names, defaults, and what its documentation says first.
+
+    >>> from energytl.analog.read import RepeatedRead
+    >>> print(explained(RepeatedRead))
+      times = 5  number of reads K
+    """
+    texts: dict[str, str] = {}
+    for owner in reversed(inspect.getmro(part) if inspect.isclass(part) else [part]):
+        for names, text in ARGUMENT.findall(inspect.cleandoc(owner.__doc__ or "")):
+            sentence = re.split(r"[.;](?:\s|$)", " ".join(text.split()))[0]
+            texts |= dict.fromkeys(names.split(", "), sentence)
+    rows = []
+    for name, parameter in inspect.signature(part).parameters.items():
+        if name not in skip:
+            default = parameter.default
+            shown = f" = {type(default).__name__}()" if is_dataclass(default) else f" = {default}"
+            rows.append((f"  {name}{'' if default is parameter.empty or '<' in shown else shown}", texts.get(name, "")))
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:{width}}  {text}".rstrip() for left, text in rows)
+
+
+def help_on(record: type, key: str, name: str | None = None) -> str:
+    """What a key takes: its own keys, or the classes and functions to choose from.
+
+    Args:
+        record: of the settings.
+        key: dotted.
+        name: of one of the classes and functions, of which the arguments are told.
+    """
+    kind = _kind(record, key.split("."))
+    if name is not None:
+        fitting = [path for path in choices(kind) if path.rpartition(".")[2] == name] if kind else []
+        part = named(fitting[0] if fitting else name)
+        return f"{name}:\n{explained(part)}" if callable(part) else no_part(name, kind)
+    if kind is None or kind.__module__ == "builtins":
+        return f"{key} is no key that takes others; --help lists those of a recipe"
+    found = [] if kind.__module__ == record.__module__ else choices(kind)
+    found = [path for path in found if not is_dataclass(kind) or path != public_path(kind)]
+    own = f"{key}:\n{explained(kind)}\n" if is_dataclass(kind) and not inspect.isabstract(kind) else ""
+    others = "".join(f"  {path:40} {(inspect.getdoc(named(path)) or '').splitlines()[0]}\n" for path in found)
+    more = (
+        f"{'or ' if own else ''}a class or function for {key}, your own (my_module.name), or\n{others}" if found else ""
+    )
+    more += f"arguments of one of them: --{key}.help=NAME" if found else ""
+    return f"{own}{more}".rstrip()
 
 
 def _needs_more(function: Any) -> bool:  # noqa: ANN401

@@ -32,7 +32,18 @@ from energytl.devices.programming import WriteError
 from energytl.devices.pulsed import PulsedDevice
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
-from energytl.parser import lost, named, no_part, one_line, public_path, said_by, same_part, unknown_key
+from energytl.parser import (
+    explained,
+    help_on,
+    lost,
+    named,
+    no_part,
+    one_line,
+    public_path,
+    said_by,
+    same_part,
+    unknown_key,
+)
 from energytl.parser import parse as parse_settings
 
 OWN_TRAINER_SETTINGS = {
@@ -271,7 +282,17 @@ class Case:
             return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
         except Exception as error:
             said = _whole_key(one_line(error, recipe_parser(), Recipe), self.settings)
-            raise RecipeError(f"case {self.name}: {said}") from error
+            part = self._failing()
+            raise RecipeError(f"case {self.name}: {'' if part in said else f'{part}: '}{said}") from error
+
+    def _failing(self) -> str:
+        """The first part of the recipe that cannot be made; empty if each can."""
+        for name in vars(self.settings):
+            try:
+                recipe_parser().instantiate(Namespace({name: self.settings[name]}))
+            except Exception:
+                return name
+        return ""
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer."""
@@ -320,6 +341,17 @@ def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     parser.add_class_arguments(Recipe, as_group=False)
     _add_trainer(parser)
     return parser
+
+
+def recipe_help(key: str | None = None, name: str | None = None) -> str:
+    """The keys of a recipe, or what one of them takes; see `help_on`."""
+    if key is None:
+        keys = explained(Recipe).replace("\n  ", "\n  --").replace("  ", "  --", 1)
+        keys += "\n  --trainer  whatever Lightning's Trainer takes"
+        return f"{keys}\n\nwhat a key takes: --KEY.help, as --hardware.help"
+    if key == "trainer":
+        return explained(Trainer, [*OWN_TRAINER_SETTINGS, "self"])
+    return help_on(Recipe, key, name)
 
 
 @cache

@@ -39,7 +39,7 @@ class _StrictLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401
         """Take keys as they are written, each once; but for `<<`, which merges another mapping in."""
         node: MappingNode = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
@@ -52,6 +52,22 @@ class _StrictLoader(yaml.SafeLoader):
             if not key.tag.endswith(":merge"):
                 key.tag = self.DEFAULT_SCALAR_TAG
         return node
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        """Merge what `<<` names in: own keys win, then those of the first mapping; PyYAML keeps others at times."""
+        merged: dict[str, tuple[Node, Node]] = {}
+        own: dict[str, tuple[Node, Node]] = {}
+        for key, value in node.value:
+            if not key.tag.endswith(":merge"):
+                own[key.value] = (key, value)
+                continue
+            for source in value.value if isinstance(value, SequenceNode) else [value]:
+                if not isinstance(source, MappingNode):
+                    raise _error("<< merges mappings in, and this is none", source.start_mark)
+                self.flatten_mapping(source)
+                for pair in source.value:
+                    merged.setdefault(pair[0].value, pair)
+        node.value = list((merged | own).values())
 
     def get_single_node(self) -> Node | None:
         """The whole document, which stands for a limited number of values."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import energytl
 from energytl import callbacks, cli, convert, results
 from energytl.devices.fit import respond
 from energytl.devices.pulsed import SoftBounds
@@ -333,9 +334,30 @@ def test_cost_prints_the_same_keys_and_layers(recipe, capsys):
 
 def test_help_and_resolved_settings(recipe, capsys):
     assert cli.main(["run", str(recipe), "--help"]) == 0
-    assert "--hardware.cell" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--hardware" in said and "BitSerialRead" not in said
+    assert len(said.splitlines()) < 60
     assert cli.main(["run", str(recipe), "--print_config"]) == 0
     assert "# case A+B+C" in capsys.readouterr().out
+
+
+def test_help_of_a_key_lists_what_there_is(capsys):
+    assert cli.main(["run", "--hardware.read.help"]) == 0
+    said = capsys.readouterr().out
+    assert "energytl.BitSerialRead" in said and "energytl.SingleRead" in said
+    assert cli.main(["check", "--train.help"]) == 0
+    assert "epochs = 5" in capsys.readouterr().out
+    assert cli.main(["run", "--hardware.read.help=RepeatedRead"]) == 0
+    assert "times = 5" in capsys.readouterr().out
+    assert cli.main(["run", "--network.help"]) == 0
+    assert "energytl.models.lenet" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"energytl {energytl.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["report", "nowhere"], ["run", "none.yaml"]])

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from energytl.allowed import ABOVE_0, Allowed, check
+from energytl.allowed import Allowed, check
 from energytl.analog.quantize import Grid, best_range, best_ranges, fake_quantize, nearest_index, round_to_values
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
@@ -55,7 +55,14 @@ class WeightFormat:
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
         bits, states = Allowed(2, 16, note="one of them is the sign"), Allowed(1, 2**15 - 1)
-        check(self, "weights", bits=bits, states=states, range=ABOVE_0, range_rms=ABOVE_0)
+        check(
+            self,
+            "weights",
+            bits=bits,
+            states=states,
+            range=Allowed(0, 1e9, above=True),
+            range_rms=Allowed(0, 1e3, above=True),
+        )
         if self.states is not None and self.bits is not None:
             raise ValueError("weights.states stands instead of weights.bits: set bits: null")
         if self.range is not None and (self.range_rms is not None or self.columns):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from energytl.allowed import ABOVE_0, FROM_0, SHARE, check, require
+from energytl.allowed import ABOVE_0, FROM_0, SHARE, check, check_value
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class SoftBoundsReference(SoftBounds):
     def __post_init__(self) -> None:
         """Refuse a negative spread."""
         super().__post_init__()
-        require("device.reference_spread", self.reference_spread, FROM_0)
+        check_value("device.reference_spread", self.reference_spread, float, FROM_0)
 
     def reference(self, shape: tuple[int, ...], cells: Cells, generator: torch.Generator) -> Tensor:  # noqa: D102
         error = torch.randn(shape, generator=generator, device=generator.device) * self.reference_spread
