@@ -14,7 +14,6 @@ from energytl.analog.convert import (
     configure,
     convert,
     estimate_batch_norm,
-    left_digital,
     to_digital,
 )
 from energytl.analog.hardware import Hardware
@@ -39,6 +38,7 @@ from energytl.analog.read import (
     RepeatedRead,
     SingleRead,
 )
+from energytl.analog.remaining import left_digital, why_digital
 from energytl.cost.estimate import Cost, LayerCost, estimate
 from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
 from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
@@ -86,4 +86,5 @@ __all__ = [
     "optim",
     "program_",
     "to_digital",
+    "why_digital",
 ]

@@ -13,7 +13,8 @@ from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from energytl.analog.convert import analog_layers, left_digital
+from energytl.analog.convert import analog_layers
+from energytl.analog.remaining import left_digital
 from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
