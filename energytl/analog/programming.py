@@ -18,7 +18,8 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
     """Replace the weight of every analog layer by what its array holds after it was written; in place.
 
     With u = weight/weight_range cut to ±1, the array holds error(u), cut to ±1 again; so weights beyond the range (of
-    unrounded weights: three root mean squares) are cut, too, and a warning says how many. Biases stay: they are digital. So do the weight ranges.
+    unrounded weights: three root mean squares) are cut, too, and a warning says how many. Biases stay: they are
+    digital. So do the weight ranges.
     The weights must not be rounded (`weights: {bits: null}`): rounding in each read would hide the errors. A network
     that shares its Parameters with this one (see `energytl.convert`) holds the written weights, too.
 
@@ -84,7 +85,7 @@ def _warn_of_cuts(layers: dict[str, AnalogLayer]) -> None:
         share = outside[most] / layers[most].weight.numel()
         warnings.warn(
             f"program_ cuts {count:,} of {weights:,} weights ({count / weights:.2g} of all) to the ranges of their "
-            f"layers, most in {most or 'network'} ({share:.2g} of its own): range_by: max or a larger range_rms in "
-            "hardware.weights cuts fewer",
+            f"layers, most in {most or 'network'} ({share:.2g} of its own): a larger hardware.weights.range_rms "
+            "cuts fewer",
             stacklevel=3,
         )
