@@ -142,6 +142,7 @@ class AnalogLayer(nn.Module, ABC):
     @weight_range.setter
     def weight_range(self, value: float) -> None:
         self._weight_range = self._allowed("weight_range", value)
+        self._fitted: tuple[float, float] | None = None  # where its weights lie is noted when it is used
 
     def _allowed(self, name: str, value: float) -> float:
         if not 0 < value < math.inf:
@@ -172,7 +173,6 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
-        self._fitted = self._outermost() if hardware.rounds else (0.0, 0.0)
 
     @torch.no_grad()
     def _outermost(self) -> tuple[float, float]:
@@ -188,7 +188,8 @@ class AnalogLayer(nn.Module, ABC):
         if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
             return
         self._last_version = version
-        (largest, beyond), (largest_before, beyond_before) = self._outermost(), self._fitted
+        now = largest, beyond = self._outermost()
+        largest_before, beyond_before = self._fitted = self._fitted or now
         if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
             if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
                 before = self.weight_range, self.column_ranges
@@ -196,7 +197,6 @@ class AnalogLayer(nn.Module, ABC):
                 self.weight_range = max(self.weight_range, before[0])
                 if self.column_ranges is not None and before[1] is not None:
                     self.column_ranges = torch.maximum(self.column_ranges, before[1])
-                self._fitted = self._outermost()
         elif beyond > beyond_before + OUTGROWN:
             self._fitted = largest, 1.0
             warnings.warn(
