@@ -197,6 +197,7 @@ class AnalogLayer(nn.Module, ABC):
                 self.weight_range = max(self.weight_range, before[0])
                 if self.column_ranges is not None and before[1] is not None:
                     self.column_ranges = torch.maximum(self.column_ranges, before[1])
+                self._fitted = self._outermost()
         elif beyond > beyond_before + OUTGROWN:
             self._fitted = largest, 1.0
             warnings.warn(
@@ -493,7 +494,7 @@ class AnalogLinear(AnalogLayer):
         return x.reshape(len(x), self.count_positions(x), 1, x.shape[-1])
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(len(y), -1, 1, y.shape[-1])
