@@ -47,8 +47,8 @@ class Calibration:
     """
 
     def __init__(self, outputs: bool) -> None:
-        self.seen, self.columns = Seen(), [] if outputs else None
-        self.columns: list[Tensor] | None
+        self.seen = Seen()
+        self.columns: list[Tensor] | None = [] if outputs else None
 
     def add(self, layer: "AnalogLayer", x: Tensor) -> None:
         """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
