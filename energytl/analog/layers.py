@@ -65,8 +65,8 @@ class Calibration:
     """
 
     def __init__(self, outputs: bool) -> None:
-        self.seen, self.columns = Seen(), [] if outputs else None
-        self.columns: list[Tensor] | None
+        self.seen = Seen()
+        self.columns: list[Tensor] | None = [] if outputs else None
 
     def add(self, layer: "AnalogLayer", x: Tensor) -> None:
         """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
@@ -173,6 +173,7 @@ class AnalogLayer(nn.Module, ABC):
     @weight_range.setter
     def weight_range(self, value: float) -> None:
         self._weight_range = self._allowed("weight_range", value)
+        self._fitted: tuple[float, float] | None = None  # where its weights lie is noted when it is used
 
     def _allowed(self, name: str, value: float) -> float:
         if not 0 < value < math.inf:
@@ -203,7 +204,6 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
-        self._fitted = self._outermost() if hardware.rounds else (0.0, 0.0)
 
     @torch.no_grad()
     def _outermost(self) -> tuple[float, float]:
@@ -219,7 +219,8 @@ class AnalogLayer(nn.Module, ABC):
         if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
             return
         self._last_version = version
-        (largest, beyond), (largest_before, beyond_before) = self._outermost(), self._fitted
+        now = largest, beyond = self._outermost()
+        largest_before, beyond_before = self._fitted = self._fitted or now
         if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
             if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
                 before = self.weight_range, self.column_ranges
@@ -538,7 +539,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         return x.reshape(len(x), self.count_positions(x), 1, x.shape[-1])
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(len(y), -1, 1, y.shape[-1])
