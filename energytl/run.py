@@ -272,7 +272,7 @@ def _refuse_other_shapes(network: nn.Module, data: ImageData) -> None:
 def _refuse_training(
     case: Case, digital: nn.Module, analog: nn.Module, settings: Fit, objective: Objective, data: ImageData
 ) -> None:
-    """Refuse, before anything trains, hints that cannot be compared, optimizers and schedules that fail or do nothing."""
+    """Refuse, before anything trains, hints, optimizers and schedules that would fail or do nothing."""
     for layer in analog_layers(analog).values():
         layer.input_range = 1.0  # any: nothing is calibrated yet
     if objective.hints:
