@@ -228,6 +228,11 @@ def fit(
     if last.is_file():
         load_tensors(last, "checkpoint", CHECKPOINT)  # refuses a damaged file in one line
     options = case.trainer_settings()
+    if last.is_file() and options["max_steps"] != -1:
+        raise RecipeError(
+            f"trainer.max_steps is {options['max_steps']}: Lightning does not go on from {last} as it would have "
+            "without a break; run without --resume or remove the file, and give epochs instead to resume"
+        )
     plugins = options.pop("plugins") or []
     begun = Begun()
     bars = options.pop("enable_progress_bar") is not False and watched()

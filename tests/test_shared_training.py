@@ -241,6 +241,41 @@ def test_a_damaged_shared_network_is_named(run):
         run(settings)
 
 
+@pytest.mark.parametrize("what", ["network", "data"])
+def test_an_edited_module_trains_anew_and_a_reused_one_is_told(run, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"edited_{what}_a"
+    lines = {
+        "network": "from torch.nn import Linear, Module, Sequential, Flatten\n"
+        "def made() -> Module:\n    return Sequential(Flatten(), Linear(784, 10))",
+        "data": "from energytl.data import Digits\nclass made(Digits):\n    pass",
+    }[what]
+    (tmp_path / f"{name}.py").write_text(lines + "\n")
+    settings = SETTINGS | {what: f"{name}.made", "train": None, "evaluation": None, "pretrain": {"epochs": 1}}
+    assert run(settings)[1] == 1
+    capsys.readouterr()
+    assert run(settings)[1] == 0
+    assert f"tiny: pretrain is taken from {run.folder}/trained/" in capsys.readouterr().err
+    (tmp_path / f"{name}.py").write_text(lines + "\n# edited\n")
+    assert run(settings)[1] == 1
+
+
+@pytest.mark.parametrize("fault", ["no history", "no weight"])
+def test_a_kept_pretraining_of_other_content_is_named(run, fault):
+    settings = SETTINGS | {"train": None, "evaluation": None, "pretrain": {"epochs": 1, "seed": 5 + len(fault)}}
+    before = set(run.folder.glob("trained/*/network.pt"))
+    run(settings)
+    (file,) = set(run.folder.glob("trained/*/network.pt")) - before
+    content = torch.load(file, weights_only=True)
+    if fault == "no history":
+        del content["history"]
+    else:
+        del content["network"][next(iter(content["network"]))]
+    torch.save(content, file)
+    with pytest.raises(RecipeError, match=f"kept training {file} (has no history|is of a different network)"):
+        run(settings)
+
+
 # the teacher
 
 
