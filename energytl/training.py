@@ -106,7 +106,7 @@ def train(
                 analog.load_state_dict(state)
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
                     for name, layer in analog_layers(analog).items():
-                        layer.configure(rho=rho[name])
+                        layer.configure(rho=min(rho[name], layer.hardware.cell.largest_rho))
                 finished = read_json(done / "training.json")
                 energy_unit, rows = finished["energy_unit"], [*earlier, *finished["history"]]
                 for row in rows[len(history.rows) :]:
