@@ -56,7 +56,7 @@ class Start:
             analog.load_state_dict(self.state)
         for name, layer in analog_layers(analog).items():
             if name in self.rho:
-                layer.configure(rho=float(self.rho[name]))
+                layer.configure(rho=min(float(self.rho[name]), layer.hardware.cell.largest_rho))  # cells hold no more
 
 
 def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:

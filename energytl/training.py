@@ -1,6 +1,7 @@
 """Training, digital and analog: Lightning fits whose results are kept, so that nothing is trained twice."""
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -119,7 +120,7 @@ def train(
                 take_over(analog, load_tensors(done / "network.pt", "trained network"), done / "network.pt")
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
                     for name, layer in analog_layers(analog).items():
-                        layer.configure(rho=rho[name])
+                        nn.init.constant_(layer.log_rho, math.log(rho[name] / layer.rho_start))
                 energy_unit, rows = found["energy_unit"], [*earlier, *found["history"]]
                 if found["measured"] != measured:
                     rows = _measured_at_the_end(case, recipe, analog, rows)
