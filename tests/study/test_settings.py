@@ -63,7 +63,10 @@ def test_ends_of_ranges_and_all_choices_are_checked_against_the_recipe(study):
                 "objectives": ["accuracy", "training_energy"],
                 "vary": {
                     "train.optimizer": [
-                        {"class_path": "energytl.optim.CTTv2", "init_args": {"lr": 0.1}},
+                        {
+                            "class_path": "energytl.optim.CTTv2",
+                            "init_args": {"lr": 0.1, "device": "energytl.devices.presets.reram_om"},
+                        },
                         {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
                     ]
                 },
