@@ -54,8 +54,8 @@ def test_workers_are_one_or_more(tmp_path, capsys, workers):
 
 def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path):
     (tmp_path / "deadly.py").write_text(
-        "import os, signal\nfrom energytl.models import mlp\n\n\n"
-        "def network():\n"
+        "import os, signal\nfrom torch import nn\nfrom energytl.models import mlp\n\n\n"
+        "def network() -> nn.Module:\n"
         "    import multiprocessing\n\n"
         "    if multiprocessing.parent_process() is not None:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -61,6 +61,7 @@ def test_ends_of_ranges_and_all_choices_are_checked_against_the_recipe(study):
         (
             {
                 "objectives": ["accuracy", "training_energy"],
+                "settings": {"hardware.weights.bits": None},
                 "vary": {
                     "train.optimizer": [
                         {
