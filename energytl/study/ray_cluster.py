@@ -95,8 +95,9 @@ def _drive(
                 else:
                     return
     except BaseException:
-        for trial in taken:
-            put_back(trials, trial)
+        with uninterrupted():
+            for trial in taken:
+                put_back(trials, trial)
         raise
 
 
