@@ -269,8 +269,9 @@ def _missed(pulses: Pulses, population: Population) -> tuple[float, float]:
     if explained < FEWEST_EXPLAINED:
         raise ValueError(
             "soft bounds do not describe these devices: the fitted curves explain "
-            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it "
-            f"by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure longer runs"
+            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and "
+            f"miss it by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure "
+            "longer runs"
         )
     return math.sqrt(missed), math.sqrt(by_noise)
 
@@ -291,7 +292,8 @@ def _require_right_way(measured: Measured, moving: Tensor) -> None:
             others = f" and {len(blamed) - 3} more" if len(blamed) > 3 else ""
             raise ValueError(
                 f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices "
-                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave these devices out"
+                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave "
+                "these devices out"
             )
 
 

@@ -103,7 +103,7 @@ def test_devices_of_different_length_are_filled_with_nan(tmp_path):
         (b"", r"line 1: no column 'device'; a line must name the columns device, pulse, direction, conductance"),
         (["device;pulse;direction", "a;1;up"], r"line 1: no column 'conductance'"),
         ([HEADER], r"holds no pulses below its first line"),
-        ([HEADER, "a,1,sideways,1.0"] + PLAIN, r"line 2: direction is 'sideways'; allowed: up, down \(or \+1, -1;"),
+        ([HEADER, "a,1,sideways,1.0", *PLAIN], r"line 2: direction is 'sideways'; allowed: up, down \(or \+1, -1;"),
         ([HEADER, "a,1.5,up,1.0"], r"line 2: pulse is '1\.5'; allowed: a whole number"),
         ([HEADER, "a,1,up,nan"], r"line 2: conductance is 'nan'; allowed: a finite number"),
         ([HEADER, "a,1,up,high"], r"line 2: conductance is 'high'"),
