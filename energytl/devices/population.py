@@ -301,7 +301,7 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
         posterior = np.linalg.inv(information + np.diag(1 / between))
         # W = (D + J⁻¹)⁻¹ = D⁻¹ − D⁻¹·(J + D⁻¹)⁻¹·D⁻¹, written without differences of large numbers
         weight = (information @ posterior) / between
-        covariance = np.linalg.inv(weight.sum(0))
+        covariance = np.linalg.inv(weight.sum(0) + 1e-9 * np.eye(EFFECTS))  # no cell may tell an effect
         mean = covariance @ ((posterior @ pull[..., None])[..., 0] / between).sum(0)
         likeliest = (posterior @ (pull + mean / between)[..., None])[..., 0]
         shrunk = np.eye(EFFECTS) - posterior / between

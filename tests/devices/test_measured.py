@@ -126,7 +126,8 @@ def test_devices_of_different_length_are_filled_with_nan(tmp_path):
             r"holds no pulse down: a fit needs both directions",
         ),
         ([HEADER] + [f"a,{n // 2},{'up' if n % 2 else 'down'},{n}" for n in range(20)], r"device a has pulse 0 twice"),
-        (b"\xff\xfe\x00\x01" * 10, r"is no text: save the table as CSV"),
+        (b"\xff\xfe\x00\x01" * 10, r"line 1: no column 'device'"),
+        (b"\x00\x01" * 10, r"is no text: save the table as CSV"),
         (b"PK\x03\x04\x14\x00\x06\x00 a workbook", r"is no text: save the table as CSV"),
     ],
 )
