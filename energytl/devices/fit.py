@@ -145,8 +145,8 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     low, high = intervals["dw_min"]
     if high > UNKNOWN * low:
         raise ValueError(
-            f"the step of a pulse cannot be told from noise (dw_min lies between {low:.1g} and {high:.1g}): measure longer "
-            "runs, or more devices"
+            f"the step of a pulse cannot be told from noise (dw_min lies between {low:.1g} and {high:.1g}): measure "
+            "longer runs, or more devices"
         )
     intervals |= {name: tuple(zero + half * end for end in intervals[name]) for name in ("zero", "one")}
     middle, scale = found["zero"], found["one"] - found["zero"]
