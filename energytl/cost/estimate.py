@@ -166,9 +166,11 @@ def estimate(
                 names = ", ".join(layers)
                 raise ValueError(f"{type(analog).__name__} does not call its analog layers ({names}): nothing is read")
             of_one = inputs
-            images = 1 if batch is None else example.shape[batch]
-            if images > 1 and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs)):
-                of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
+            images = 1
+            if batch is not None:
+                images = example.shape[batch]
+                if images > 1 and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs)):
+                    of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
             return Cost(
                 tuple(
                     _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)

@@ -9,9 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from energytl.parser import parse
 from energytl.progress import Bar
-from energytl.recipe import Case
+from energytl.recipe import Case, parse
 from energytl.study.search import (
     POLL_S,
     Progress,
