@@ -128,9 +128,9 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     _require_right_way(measured, moving)
     zero, half = _rough_range(measured.shown[:, moving])
     rough = fit_population(_pulses(measured, moving, zero, half), True, tell=tell)
-    upper, lower = rough.mean[2:4]
-    start = rough.start((upper + lower) / 2, (upper - lower) / 2)
-    zero, half = zero + half * (upper + lower) / 2, half * (upper - lower) / 2
+    high, low = rough.mean[2:4].tolist()
+    start = rough.start((high + low) / 2, (high - low) / 2)
+    zero, half = zero + half * (high + low) / 2, half * (high - low) / 2
     pulses = _pulses(measured, moving, zero, half)
     population = _likeliest(pulses, start, tell)
     proportional = _likeliest(replace(pulses, proportional=True), population.start(0.0, 1.0), tell)
@@ -141,7 +141,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     alone = population.effects.shape[1] == 1
     fields = {name: 0.0 if alone and name.endswith("_spread") else found[name] for name in FITTED}
     device = SoftBoundsReference(log_normal=population.log_normal, **fields)  # type: ignore[arg-type]
-    intervals = _intervals(population)
+    intervals = _intervals(population, pulses.resolution)
     low, high = intervals["dw_min"]
     if high > UNKNOWN * low:
         raise ValueError(
@@ -158,7 +158,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         device = replace(device, stuck=stuck, stuck_range=float((3 * held.square().mean()).sqrt()))
         count = stats.binomtest(int((~moving).sum()), len(moving))
         intervals["stuck"] = tuple(count.proportion_ci(CONFIDENCE))
-    *parts, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
+    up, down, upper, lower, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
     return DeviceFit(
         device,
         intervals,
@@ -166,7 +166,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         half,
         normalised,
         moving,
-        Cells(*parts, reference=torch.zeros((), dtype=first.dtype)),
+        Cells(up, down, upper, lower, reference=torch.zeros((), dtype=first.dtype)),
         first,
         population.steps,
         population.converged,
@@ -219,8 +219,11 @@ def _fields(population: Population, mean: Array) -> dict[str, float]:
     }
 
 
-def _intervals(population: Population) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the fields, of zero and of one; of spreads only where there are cells to scatter."""
+def _intervals(population: Population, resolution: float) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the fields, of zero and of one; of spreads only where there are cells to scatter.
+
+    Noises as small as the fit, or the resolution of the data, lets them be may be 0.
+    """
     count = population.effects.shape[1]
     found, tail = _fields(population, population.mean), (1 + CONFIDENCE) / 2
     intervals = {}
@@ -247,8 +250,11 @@ def _intervals(population: Population) -> dict[str, tuple[float, float]]:
             intervals[name] = float(low), float(high)
     z = float(stats.norm.ppf(tail))
     errors = np.sqrt(population.of_noises.diagonal())
-    intervals["cycle_noise"] = _of_deviation(math.exp(population.noises[0]), z * 2 * errors[0])
+    least = np.exp(population.noises) <= [1.001 * SMALLEST_CYCLE_NOISE, 1.001 * resolution**2]
+    low, high = _of_deviation(math.exp(population.noises[0]), z * 2 * errors[0])
+    intervals["cycle_noise"] = 0.0 if least[0] else low, high
     low, high = _of_deviation(1.0, z * errors[1])
+    low = 0.0 if least[1] else low
     of_step = math.log(intervals["dw_min"][1] / found["dw_min"])
     intervals["write_noise"] = (
         found["write_noise"] * math.exp(-math.hypot(math.log(low), of_step)) if low else 0.0,

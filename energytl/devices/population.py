@@ -275,7 +275,10 @@ def _slopes(pulses: Pulses, effects: Array, noises: Array, unit: float, log_norm
     likelihood = -0.5 * ((np.log(variance) + surprise) * pulses.given).sum(0)
     by_error, by_variance = (error / variance)[:, None], (0.5 * (1 - surprise) / variance)[:, None]
     slope = -(error_slope * by_error + variance_slope * by_variance).sum(0).T
-    of_effects = [_information(*(x[:, number] for x in in_effects), variances[:, number, 0]) for number in range(3)]
+    errors_by, variances_by = in_effects
+    of_effects = [
+        _information(errors_by[:, number], variances_by[:, number], variances[:, number, 0]) for number in range(3)
+    ]
     change = (np.stack(of_effects[1:]) - of_effects[0]) / DIFFERENCE
     return _Slopes(likelihood, slope, _information(error_slope, variance_slope, variance), change)
 
