@@ -106,7 +106,7 @@ def why_digital(analog: nn.Module, *example: Any) -> dict[str, str]:  # noqa: AN
     {'1.weight': 'Conv1d is no Linear or Conv2d'}
     """
     used = _multiplied(analog, example) if example else None
-    found = {}
+    found: dict[str, str] = {}
     for prefix, module in analog.named_modules():
         of = f"{prefix}." if prefix else ""
         reasons = dict(_products(module)) | _unseen(analog, module)
@@ -244,7 +244,8 @@ def _is_known(module: nn.Module) -> bool:
 def _unseen(network: nn.Module, module: nn.Module) -> dict[str, str]:
     """Matrices of modules that one of the network's holds in a list, tuple or dictionary, where torch sees none."""
     held = [(name, value) for name, value in vars(module).items() if not name.startswith("_")]
-    found, seen = {}, None
+    found: dict[str, str] = {}
+    seen: set[nn.Module] | None = None
     while held:
         name, value = held.pop()
         if isinstance(value, nn.Module):

@@ -203,7 +203,7 @@ def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[
 
     with hooked([*inputs, *attentions], note):
         analog(example)
-    return inputs, None if None in batches else max(batches, default=0)
+    return inputs, None if None in batches else 1 if 1 in batches else 0
 
 
 def _calls(inputs: dict[AnalogLayer, list[Tensor]]) -> Iterator[tuple[AnalogLayer, Tensor]]:
