@@ -59,7 +59,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path):
         "    import multiprocessing\n\n"
         "    if multiprocessing.parent_process() is not None:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return mlp([8])\n",
+        "    return mlp(hidden=[8])\n",
         "utf-8",
     )
     recipe = tmp_path / "tiny.yaml"
