@@ -217,7 +217,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
         _refuse_other_shapes(recipe.network, recipe.data)
         for name, stage in recipe.before.items():
             _refuse_stage(recipe, name, stage)
-        analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0)
+        example = (torch.zeros(1, *recipe.data.shape),)
+        analog = convert(copy.deepcopy(recipe.network), recipe.hardware, strict=recipe.strict, seed=0, example=example)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
         freeze(analog, recipe.frozen)
@@ -245,7 +246,9 @@ def _refuse_stage(recipe: Recipe, name: str, stage: Pretrain) -> None:
         if stage.network is not None:
             load_what_fits(copy.deepcopy(recipe.network), stage.network.state_dict())
         if isinstance(stage, Stage):
-            analog = convert(copy.deepcopy(network), stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
+            example = (torch.zeros(1, *(stage.data or recipe.data).shape),)
+            hardware = stage.hardware or recipe.hardware
+            analog = convert(copy.deepcopy(network), hardware, strict=recipe.strict, seed=0, example=example)
             _refuse_training(network, analog, stage, stage.objective, stage.data or recipe.data)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{name}: {error}") from error
