@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
+from energytl.analog.memory_format import has_channels_last
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
@@ -632,7 +633,7 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     def returned(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
         if x.dim() == self.image_dims:
             return self.returned(y, x.unsqueeze(0)).squeeze(0)
-        return y if _has_channels_last(x) or _has_channels_last(self.weight) else y.contiguous()
+        return y if has_channels_last(x) or has_channels_last(self.weight) else y.contiguous()
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         sizes = [
@@ -734,19 +735,3 @@ def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa
 def _blank(kind: type[AnalogLayer], digital: type[nn.Module]) -> AnalogLayer:
     made = analog_class(kind, digital)
     return made.__new__(made)
-
-
-def _has_channels_last(x: Tensor) -> bool:
-    """Whether torch takes a tensor (N, C, H, W) for channels last: by its strides, c10's is_channels_last_strides_2d.
-
-    >>> x = torch.zeros(2, 3, 4, 4)
-    >>> _has_channels_last(x), _has_channels_last(x.contiguous(memory_format=torch.channels_last))
-    (False, True)
-    """
-    smallest, of_channels = 0, x.stride(1)
-    for dim in (1, 3, 2, 0):
-        size, stride = x.shape[dim], x.stride(dim)
-        if size == 0 or stride < smallest or (dim == 1 and stride == 0) or (dim == 0 and smallest == of_channels):
-            return False
-        smallest = stride * max(size, 1)
-    return True
