@@ -153,8 +153,9 @@ def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(ru
     anew, trainings = run(NOISELESS | {"hardware": hardware, "share_training": False}, "anew")
     assert trainings == 1
     assert seen(anew["history"][0]) == seen(row)
-    assert 0 < abs(row["val/accuracy"] - anew["history"][0]["val/accuracy"]) < 0.1  # other reads of the same cells
-    assert abs(row["val/accuracy"] - first["val/accuracy"]) > 0.1  # which are not the first one's
+    assert row["val/loss"] != first["val/loss"]  # of its own hardware, not of the first one's
+    error = (0.5 / 500) ** 0.5  # at most, of the difference of two reads of 500 images
+    assert abs(row["val/accuracy"] - anew["history"][0]["val/accuracy"]) < 5 * error
 
 
 def seen(row):
