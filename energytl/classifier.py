@@ -177,7 +177,8 @@ class Classifier(LightningModule):
     def on_validation_start(self) -> None:
         """Leave the streams of training where they stand, and read as the hardware does."""
         trainer = self.trainer
-        seeds = self.seed, trainer.fit_loop.epoch_progress.current.processed, self.global_step, self.global_rank, 2
+        epoch: Any = trainer.fit_loop.epoch_progress.current  # typed as what it extends
+        seeds = self.seed, epoch.processed, self.global_step, self.global_rank, 2
         self._measuring.enter_context(apart(self.network, *seeds))
         if self.measured is not None:
             self._measuring.enter_context(_computing(self.layers, self.measured))
@@ -213,7 +214,8 @@ class Classifier(LightningModule):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
-            return [optimizer], [{"scheduler": scheduler, "reduce_on_plateau": False}]  # see on_train_epoch_end
+            config = {"scheduler": scheduler, "reduce_on_plateau": False}  # see on_train_epoch_end
+            return [optimizer], [config]  # type: ignore[return-value]  # Lightning takes dictionaries, too
         return [optimizer], [scheduler]
 
     def make_both(self) -> tuple[Optimizer, LRScheduler | None]:
