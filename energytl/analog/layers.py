@@ -361,7 +361,7 @@ class AnalogLayer(nn.Module, ABC):
             self.fit_weight_range()
 
 
-class AnalogLinear(AnalogLayer, nn.Linear):
+class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
     """torch.nn.Linear on an analog array; of (N, …, K) inputs the dots are the output positions of one image.
 
     Attributes:
@@ -369,7 +369,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
     """
 
     batch_second = False
-    digital_class = nn.Linear
+    digital_class: type[nn.Module] = nn.Linear
     image_dims = 1
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
@@ -437,21 +437,22 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         return f"{inputs}, {outputs}, bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
 
 
-class AnalogConv2d(AnalogLayer, nn.Conv2d):
+class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     """torch.nn.Conv2d on an analog array: one read a position, one array a group.
 
     Works in torch's channels-last memory format, as its products are faster so, and returns the format that torch's
     layer does: channels last where the inputs or the weight are.
     """
 
-    digital_class = nn.Conv2d
+    digital_class: type[nn.Module] = nn.Conv2d
     image_dims = 3
 
     @property
     def inner_padding(self) -> tuple[int, int]:
         """Rows and columns of zeros on each side that `multiply` adds."""
         if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            return self.padding
+            top, left = self.padding
+            return top, left
         left, right, top, bottom = self._reversed_padding_repeated_twice
         even = self.padding_mode == "zeros" and left == right and top == bottom
         return (top, left) if even else (0, 0)
@@ -587,13 +588,13 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):
         )
 
 
-def analog_class(kind: type[AnalogLayer], digital: type[nn.Module]) -> type[AnalogLayer]:
+def analog_class(kind: type[AnalogLayer], digital: Any) -> type[AnalogLayer]:  # noqa: ANN401
     """The class of this kind of analog layer that keeps what else a subclass of its digital class has."""
     return kind if digital is kind.digital_class else _subclass(kind, digital)
 
 
 @cache
-def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa: ANN401
+def _subclass(kind: Any, digital: Any) -> type[AnalogLayer]:  # noqa: ANN401
     def reduce(layer: AnalogLayer) -> tuple[Any, ...]:
         """Copies and pickles know both classes; this one is made at run time."""
         return _blank, (kind, digital), layer.__getstate__()
@@ -602,6 +603,6 @@ def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa
     return type(f"Analog{digital.__name__}", (kind, digital), own)
 
 
-def _blank(kind: type[AnalogLayer], digital: type[nn.Module]) -> AnalogLayer:
+def _blank(kind: type[AnalogLayer], digital: Any) -> AnalogLayer:  # noqa: ANN401
     made = analog_class(kind, digital)
     return made.__new__(made)

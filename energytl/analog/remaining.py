@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic.modules import rnn as quantised_rnn
 from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
@@ -106,7 +107,7 @@ def why_digital(analog: nn.Module, *example: Any) -> dict[str, str]:  # noqa: AN
     {'1.weight': 'Conv1d is no Linear or Conv2d'}
     """
     used = _multiplied(analog, example) if example else None
-    found = {}
+    found: dict[str, str] = {}
     for prefix, module in analog.named_modules():
         of = f"{prefix}." if prefix else ""
         reasons = dict(_products(module)) | _unseen(analog, module)
@@ -236,6 +237,8 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether its class says which of its own Parameters are multiplied with inputs."""
+    if isinstance(module, torch.jit.ScriptModule):  # without Parameters, or it had been refused
+        return True
     forward = type(module).forward
     of_torch = forward.__module__.startswith("torch.nn.modules.") and forward is not nn.Module.forward
     known = isinstance(module, AnalogLayer | CallingAttention | parametrize.ParametrizationList)
@@ -245,7 +248,8 @@ def _is_known(module: nn.Module) -> bool:
 def _unseen(network: nn.Module, module: nn.Module) -> dict[str, str]:
     """Matrices of modules that one of the network's holds in a list, tuple or dictionary, where torch sees none."""
     held = [(name, value) for name, value in vars(module).items() if not name.startswith("_")]
-    found, seen = {}, None
+    found: dict[str, str] = {}
+    seen: set[nn.Module] | None = None
     while held:
         name, value = held.pop()
         if isinstance(value, nn.Module):

@@ -161,7 +161,11 @@ def estimate(
             inputs, batch = _inputs(analog, example)
             of_one = inputs
             images = 1 if batch is None else example.shape[batch]
-            if images > 1 and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs)):
+            if (
+                batch is not None
+                and images > 1
+                and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs))
+            ):
                 of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
             return Cost(
                 tuple(
@@ -195,7 +199,7 @@ def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[
 
     with hooked([*inputs, *attentions], note):
         analog(example)
-    return inputs, None if None in batches else max(batches, default=0)
+    return inputs, None if None in batches else 1 if 1 in batches else 0
 
 
 def _calls(inputs: dict[AnalogLayer, list[Tensor]]) -> Iterator[tuple[AnalogLayer, Tensor]]:
