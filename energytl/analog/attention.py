@@ -33,7 +33,7 @@ def call_projections(module: nn.Module) -> None:
     ['in_proj', 'out_proj']
     """
     functional: Any = type(module)
-    calling = _CALLING.get(functional.forward)
+    calling = _CALLING.get(functional.forward) if isinstance(module, FUNCTIONAL) else None
     if calling is not None and "forward" not in vars(module) and calling.can_call(module):
         module.__class__ = _calling(functional)
         assert isinstance(module, CallingAttention)

@@ -78,7 +78,7 @@ def convert(
         left = f"; {reasons} {'stays' if reasons.count(',') == 0 else 'stay'} digital" if reasons else ""
         raise ValueError(f"{type(network).__name__} has no Linear or Conv2d to convert{left}")
     for module in analog.modules():
-        _take_sequences_first(module)
+        _have_blocks_called(module)
     remaining = why_digital(analog, *example) if strict else {}
     if remaining:
         raise ValueError(
@@ -105,6 +105,8 @@ def to_digital(analog: nn.Module) -> nn.Module:
         layer.take_off_array()
     for module in network.modules():
         use_weights(module)
+        if isinstance(module, nn.TransformerEncoderLayer) and _FUSED in vars(module):
+            module.activation_relu_or_gelu = vars(module).pop(_FUSED)
     return network
 
 
@@ -250,10 +252,17 @@ def _refuse_unready(network: nn.Module) -> None:
             )
 
 
-def _take_sequences_first(module: nn.Module) -> None:
-    """Tell the layers of torch's own transformer blocks if their inputs are (L, N, E), the batch second."""
-    blocks = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    if isinstance(module, blocks) and not module.self_attn.batch_first:
-        for layer in (module.linear1, module.linear2):
-            if isinstance(layer, AnalogLinear):
-                layer.batch_second = True
+def _have_blocks_called(module: nn.Module) -> None:
+    """Have torch's own transformer blocks call their analog layers, and tell these if inputs are (L, N, E)."""
+    if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        return
+    layers = [layer for layer in (module.linear1, module.linear2) if isinstance(layer, AnalogLinear)]
+    for layer in layers:
+        layer.batch_second = not module.self_attn.batch_first
+    if layers and isinstance(module, nn.TransformerEncoderLayer):
+        vars(module).setdefault(_FUSED, module.activation_relu_or_gelu)
+        module.activation_relu_or_gelu = 0  # else it may hand all weights to one fused kernel in evaluation
+
+
+_FUSED = "_digital_activation_relu_or_gelu"
+"""Where a converted encoder block keeps the number of the activation that torch's fused kernel would use."""

@@ -581,7 +581,8 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     def inner_padding(self) -> tuple[int, int]:
         """Rows and columns of zeros on each side that `multiply` adds."""
         if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            return self.padding[0], self.padding[1]
+            top, left = self.padding
+            return top, left
         left, right, top, bottom = self._reversed_padding_repeated_twice
         even = self.padding_mode == "zeros" and left == right and top == bottom
         return (top, left) if even else (0, 0)
@@ -717,13 +718,13 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
         )
 
 
-def analog_class(kind: type[AnalogLayer], digital: type[nn.Module]) -> type[AnalogLayer]:
+def analog_class(kind: type[AnalogLayer], digital: Any) -> type[AnalogLayer]:  # noqa: ANN401
     """The class of this kind of analog layer that keeps what else a subclass of its digital class has."""
-    return kind if digital is kind.digital_class else _subclass(kind, digital)  # type: ignore[arg-type]
+    return kind if digital is kind.digital_class else _subclass(kind, digital)
 
 
 @cache
-def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa: ANN401
+def _subclass(kind: Any, digital: Any) -> type[AnalogLayer]:  # noqa: ANN401
     def reduce(layer: AnalogLayer) -> tuple[Any, ...]:
         """Copies and pickles know both classes; this one is made at run time."""
         return _blank, (kind, digital), layer.__getstate__()
@@ -732,6 +733,6 @@ def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa
     return type(f"Analog{digital.__name__}", (kind, digital), own)
 
 
-def _blank(kind: type[AnalogLayer], digital: type[nn.Module]) -> AnalogLayer:
+def _blank(kind: type[AnalogLayer], digital: Any) -> AnalogLayer:  # noqa: ANN401
     made = analog_class(kind, digital)
     return made.__new__(made)

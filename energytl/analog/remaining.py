@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic.modules import rnn as quantised_rnn
 from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
@@ -236,6 +237,8 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether its class says which of its own Parameters are multiplied with inputs."""
+    if isinstance(module, torch.jit.ScriptModule):  # without Parameters, or it had been refused
+        return True
     forward = type(module).forward
     of_torch = forward.__module__.startswith("torch.nn.modules.") and forward is not nn.Module.forward
     known = isinstance(module, AnalogLayer | CallingAttention | parametrize.ParametrizationList)

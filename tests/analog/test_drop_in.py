@@ -188,10 +188,47 @@ def test_what_cannot_be_converted_is_named_with_its_reason_and_comes_back_exactl
     assert torch.equal(to_digital(analog)[1](x), network[1](x))
 
 
-def test_modules_in_lists_and_quantised_ones_are_named():
+def test_modules_in_lists_are_named():
     network = nn.Sequential(nn.Linear(4, 4))
     network.others = [nn.Linear(4, 4)]
-    assert left_digital(convert(network)) == ["others.0.weight"]
+    network.by_name = {"last": nn.Conv2d(2, 2, 1), "known": network[0]}
+    assert sorted(left_digital(convert(network))) == ["by_name.last.weight", "others.0.weight"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_quantised_and_scripted_modules_are_named_or_refused():
+    plain = nn.Sequential(nn.Linear(4, 4))
+    quantised = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    assert why_digital(convert(nn.Sequential(nn.Linear(4, 4), quantised)))["1.0.weight"].startswith("quantised")
+    with pytest.raises(ValueError, match=r"no Linear or Conv2d to convert; 0\.weight \(quantised by torch\.ao"):
+        convert(quantised)
+    for scripted in (torch.jit.script(plain), torch.jit.trace(plain, torch.ones(1, 4))):
+        with pytest.raises(ValueError, match="layer 1 is scripted"):
+            convert(nn.Sequential(nn.Linear(4, 4), scripted))
+    assert left_digital(convert(nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.ReLU())))) == []
+
+
+class OwnAttention(nn.MultiheadAttention):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_block_of_torch_calls_its_layers_whatever_its_attention():
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    block.self_attn = OwnAttention(8, 2, batch_first=True)
+    analog, x = convert(block.eval(), FINE), torch.rand(2, 3, 8)
+    with torch.no_grad():
+        analog(x)
+        assert [layer.positions for layer in analog_layers(analog).values()] == [3, 3]
+        assert torch.equal(to_digital(analog)(x), block(x))
+    assert vars(to_digital(analog)).keys() == vars(block).keys()
+
+
+def test_parametrized_after_conversion_is_refused_on_the_way_back():
+    analog = convert(nn.Sequential(nn.Linear(4, 4)))
+    parametrizations.weight_norm(analog[0])
+    with pytest.raises(ValueError, match="layer 0 was parametrized after it was converted"):
+        to_digital(analog)
 
 
 def test_what_is_pruned_after_conversion_comes_back_and_is_not_programmed():
