@@ -12,6 +12,7 @@ import energytl
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
     ("devices", "quiet"),
+    ("crossbar",),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results"),

@@ -22,6 +22,7 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from energytl.analog.noise import NoiseStream
+from energytl.crossbar.converter import CalibratedRange
 
 ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {
     Projection: AnalogProjection,
@@ -172,13 +173,15 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
 
-    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too.
+    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too, and then those of the
+    converters (`CalibratedRange`), from partial sums with the layers' own fluctuation.
 
     >>> import torch
     >>> layer = calibrate(convert(nn.Linear(2, 2)), [torch.tensor([[0.0, 1.0]])])
     >>> layer.input_range
     1.0
     """
+    batches = list(batches)
     ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
     samples: dict[AnalogLayer, list[Tensor]] = {
         layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
@@ -190,7 +193,7 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         if layer in samples:
             samples[layer].append(layer.sampled(inputs[0]))
 
-    with inference(analog), hooked(ranges, note):
+    with inference(analog), ideal_converters(analog), hooked(ranges, note):
         for batch in batches:
             analog(batch)
     for layer, seen in ranges.items():
@@ -199,7 +202,42 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     for layer, columns in samples.items():
         if columns:
             layer.fit_weight_range(torch.cat(columns, 2))
+    _calibrate_converters(analog, batches)
     return analog
+
+
+def _calibrate_converters(analog: nn.Module, batches: list[Tensor]) -> None:
+    sums: dict[AnalogLayer, list[Tensor]] = {
+        layer: []
+        for layer in analog_layers(analog).values()
+        if layer.hardware.converter is not None and isinstance(layer.hardware.converter.range, CalibratedRange)
+    }
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, AnalogLayer)
+        sums[layer].append(layer.sampled_sums(inputs[0]))
+
+    if not sums:
+        return
+    with inference(analog), ideal_converters(analog), hooked(sums, note):
+        for batch in batches:
+            analog(batch)
+    for layer, seen in sums.items():
+        if seen:
+            layer.fit_converter_range(torch.cat(seen))
+
+
+@contextmanager
+def ideal_converters(analog: nn.Module) -> Iterator[None]:
+    """While it is open, partial sums are not converted: nothing is rounded or cut off."""
+    before = {layer: layer.hardware.converter for layer in analog_layers(analog).values()}
+    try:
+        for layer in before:
+            layer.configure(converter=None)
+        yield
+    finally:
+        for layer, converter in before.items():
+            layer.configure(converter=converter)
 
 
 def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int) -> nn.Module:

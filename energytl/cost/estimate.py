@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.convert import analog_layers, ideal_converters
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (
@@ -159,7 +160,8 @@ def estimate(
 
     ranges = {layer: layer.input_range for layer in inputs}
     try:
-        with inference(analog), hooked(inputs, note):
+        ideal = ideal_converters(analog) if blank else nullcontext()  # whose ranges may not be known yet
+        with inference(analog), ideal, hooked(inputs, note):
             analog(example)
             return Cost(
                 tuple(
@@ -203,9 +205,10 @@ def _layer_cost(
         return sum(float(energy(layer, x)) / share for x, share in zip(inputs, shares, strict=True))
 
     reads = positions * hardware.read.reads(hardware.inputs)
-    read_s = hardware.cell.read_s
+    latency_s = reads * hardware.cell.read_s
     if periphery:
-        read_s += periphery.columns_per_converter * periphery.converter.conversion_s()
+        turns = positions * len(hardware.read.conversions(hardware.inputs)) * periphery.columns_per_converter
+        latency_s += turns * periphery.converter_of(hardware.converter).conversion_s()
     return LayerCost(
         name=name,
         groups=groups,
@@ -214,13 +217,13 @@ def _layer_cost(
         positions=positions,
         cells=layer.weight.numel() * hardware.mapping.cells_per_weight(hardware.weights),
         reads=reads,
-        latency_s=reads * read_s,
+        latency_s=latency_s,
         rho=float(layer.rho.detach()),
         energy_paper=None if blank else per_image(paper_energy),
         energy_cell_j=None if blank else per_image(cell_energy),
-        energy_converter_j=converter_energy(layer, reads, periphery) if periphery else None,
+        energy_converter_j=converter_energy(layer, positions, periphery) if periphery else None,
         energy_row_driver_j=row_driver_energy(layer, reads, periphery) if periphery else None,
-        energy_shift_add_j=shift_add_energy(layer, reads, periphery) if periphery else None,
+        energy_shift_add_j=shift_add_energy(layer, positions, periphery) if periphery else None,
     )
 
 

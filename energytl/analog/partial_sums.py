@@ -1,0 +1,103 @@
+"""A read as the converters see it: partial sums of each array, phase and column, their noise, their conversion.
+
+The outcome is Σ_p u_p·Σ_s σ_s·Σ_t convert(P_pst), in units of one integer input times a full weight. A phase p of the
+read is one whose full drive stands for the integer u_p; a column s is one that is converted apart, of significance
+σ_s; t are the arrays. P_pst has the mean Σ_k d_pk·m_sk over the rows k of array t, with the drives d = n_p/u_p and m,
+what the cells hold; and, where reads fluctuate, the variance Σ_k v_pk·a²_sk.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from energytl.analog.mapping import smallest_weight
+from energytl.analog.noise import NoiseStream
+from energytl.devices.fluctuation import amplitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from energytl.analog.read import Array
+
+
+def converted(
+    array: "Array", integers: Tensor, cells: Tensor, draw: NoiseStream | None, variances: Tensor | None
+) -> Tensor:
+    """Outcome of a read, in units of one integer input times a full weight; gradients straight through the codes.
+
+    Args:
+        array: the layer's cells, with its converter.
+        integers: inputs n.
+        cells: what the cells hold, (C, *weight.shape), in units of the full range.
+        draw: source of the noise; None: neither reads nor converters have any.
+        variances: of one read of each cell, like cells; None: reads do not fluctuate.
+    """
+    outcome: Tensor | None = None
+    for unit, significance, sums in _partial_sums(array, integers, cells, draw, variances):
+        part = convert_sums(array, sums, draw) * (unit * significance)
+        outcome = part if outcome is None else outcome + part
+    assert outcome is not None  # there is a phase, and a column
+    return outcome
+
+
+def convert_sums(array: "Array", sums: Tensor, draw: NoiseStream | None) -> Tensor:
+    """What the converters make of partial sums (arrays, …), added up over the arrays."""
+    assert array.converter is not None
+    generator = None if draw is None else draw.generator(sums.device)
+    ranges = converter_ranges(array).to(sums)
+    return array.converter.convert(sums, ranges.view(-1, *[1] * (sums.dim() - 1)), generator).sum(0)
+
+
+def converter_ranges(array: "Array") -> Tensor:
+    """The range of each array's converters, (arrays,) or (1,), in units of one full input times one full cell."""
+    assert array.converter is not None
+    rows = torch.tensor(array.arrays, dtype=torch.float64)
+    cell_levels = None if array.cells is not None else array.mapping.sensed_levels(array.weights)
+    smallest = None if cell_levels is None else 1 / (cell_levels * array.scheme.drive_levels(array.inputs))
+    return array.converter.range.largest(array.converter.levels, rows, smallest, array.converter_range).reshape(-1)
+
+
+def rounding_variance(array: "Array") -> float:
+    """What converting the partial sums adds to an output's variance: Σ_p u_p²·Σ_s σ_s²·Σ_t (Δ²/12 + noise²)."""
+    assert array.converter is not None
+    ranges = converter_ranges(array).expand(len(array.arrays))
+    phases = sum(unit**2 for unit in array.scheme.conversions(array.inputs))
+    apart = array.mapping.conversions_per_output(array.weights) > 1
+    columns = sum(s**2 for s in array.significances) if apart else 1.0
+    step = array.input_range / array.inputs.levels * array.full_range
+    return float(array.converter.variance(ranges).sum()) * phases * columns * step**2
+
+
+def seen_sums(array: "Array", x: Tensor, count: int) -> Tensor:
+    """What converters see of these inputs, with the fluctuation of independent reads; (count,) at most."""
+    levels = array.inputs.levels
+    integers = (x.detach() * (levels / array.input_range)).round().clamp(-levels, levels)
+    variances = amplitude(array.stored, array.rho, array.fluctuation).square()
+    parts = [sums.flatten() for _, _, sums in _partial_sums(array, integers, array.stored, array.noise, variances)]
+    seen = torch.cat(parts).detach()
+    return seen[torch.arange(min(count, len(seen)), device=x.device) * 1_000_003 % len(seen)]
+
+
+def _partial_sums(
+    array: "Array", integers: Tensor, cells: Tensor, draw: NoiseStream | None, variances: Tensor | None
+) -> "Iterator[tuple[float, float, Tensor]]":
+    """u_p, σ_s and P_ps, (arrays, *outputs), for each phase and column."""
+    columns, significances = array.mapping.sensed(cells, array.weights)
+    spreads = None if variances is None else array.mapping.sensed_variances(variances, array.weights)
+    phases = array.scheme.conversion_phases(integers, array.inputs)
+    driven = array.scheme.conversion_variances(integers, array.inputs)
+    for unit, phase, squares in zip(array.scheme.conversions(array.inputs), phases, driven, strict=True):
+        for number, significance in enumerate(significances):
+            sums = array.partial_sums(phase / unit, columns[number])
+            if spreads is not None and draw is not None:
+                variance = array.partial_sums(squares / unit**2, spreads[number])
+                sums = sums + draw.normal(sums) * (variance + _floor(array)).sqrt()
+            yield unit, significance, sums
+
+
+def _floor(array: "Array") -> float:
+    """10⁻⁴ of the variance of one input step on the smallest weight: keeps the slope of √ finite."""
+    smallest = torch.tensor(smallest_weight(array.mapping, array.weights))
+    quantum = amplitude(smallest, array.rho.detach().cpu(), array.fluctuation) / array.inputs.levels
+    return 1e-4 * float(quantum) ** 2 + torch.finfo(torch.float32).tiny
