@@ -1,9 +1,9 @@
 """A read as the converters see it: partial sums of each array, phase and column, their noise, their conversion.
 
-The outcome is Σ_p u_p·Σ_s σ_s·Σ_t convert(P_pst), in units of one integer input times a full weight. A phase p of the
-read is one whose full drive stands for the integer u_p; a column s is one that is converted apart, of significance
-σ_s; t are the arrays. P_pst has the mean Σ_k d_pk·m_sk over the rows k of array t, with the drives d = n_p/u_p and m,
-what the cells hold; and, where reads fluctuate, the variance Σ_k v_pk·a²_sk.
+The outcome is Σ_p u_p·Σ_s σ_s·Σ_t convert(P_pst), in units of one integer input times a full weight. p are the phases
+of the read that are converted apart, u_p is the integer input that one step of their drive stands for; s the columns
+that are converted apart, of significance σ_s; t the arrays. P_pst has the mean Σ_k d_pk·m_sk over the rows k of array
+t, of drives d in steps and of what the cells hold, m; and, where reads fluctuate, the variance Σ_k v_pk·a²_sk.
 """
 
 from typing import TYPE_CHECKING
@@ -34,19 +34,28 @@ def converted(
         variances: of one read of each cell, like cells; None: reads do not fluctuate.
     """
     outcome: Tensor | None = None
-    for unit, significance, sums in _partial_sums(array, integers, cells, draw, variances):
-        part = convert_sums(array, sums, draw) * (unit * significance)
+    for unit, sums in _partial_sums(array, integers, cells, draw, variances):
+        part = convert_sums(array, sums, unit, draw)
         outcome = part if outcome is None else outcome + part
     assert outcome is not None  # there is a phase, and a column
     return outcome
 
 
-def convert_sums(array: "Array", sums: Tensor, draw: NoiseStream | None) -> Tensor:
-    """What the converters make of partial sums (arrays, …), added up over the arrays."""
+def convert_sums(array: "Array", sums: Tensor, unit: float, draw: NoiseStream | None) -> Tensor:
+    """What the converters make of partial sums (arrays, …) in units of one step of the drive; added up over the arrays.
+
+    Args:
+        array: the layer's cells.
+        sums: partial sums; overwritten where no gradient is wanted.
+        unit: what one of them stands for.
+        draw: source of the converters' noise; None: without.
+    """
     assert array.converter is not None
     generator = None if draw is None else draw.generator(sums.device)
-    ranges = converter_ranges(array).to(sums)
-    return array.converter.convert(sums, ranges.view(-1, *[1] * (sums.dim() - 1)), generator).sum(0)
+    step = array.converter.step(converter_ranges(array)) * array.scheme.drive_levels(array.inputs)
+    step = step.to(sums).view(-1, *[1] * (sums.dim() - 1))
+    codes = array.converter.codes(sums / step if sums.requires_grad else sums.div_(step), generator)
+    return codes.sum(0) * (step[0] * unit) if len(step) == 1 else (codes * (step * unit)).sum(0)
 
 
 def converter_ranges(array: "Array") -> Tensor:
@@ -62,7 +71,8 @@ def rounding_variance(array: "Array") -> float:
     """What converting the partial sums adds to an output's variance: Σ_p u_p²·Σ_s σ_s²·Σ_t (Δ²/12 + noise²)."""
     assert array.converter is not None
     ranges = converter_ranges(array).expand(len(array.arrays))
-    phases = sum(unit**2 for unit in array.scheme.conversions(array.inputs))
+    drive_levels = array.scheme.drive_levels(array.inputs)
+    phases = sum((unit * drive_levels) ** 2 for unit in array.scheme.conversions(array.inputs))
     apart = array.mapping.conversions_per_output(array.weights) > 1
     columns = sum(s**2 for s in array.significances) if apart else 1.0
     step = array.input_range / array.inputs.levels * array.full_range
@@ -70,34 +80,36 @@ def rounding_variance(array: "Array") -> float:
 
 
 def seen_sums(array: "Array", x: Tensor, count: int) -> Tensor:
-    """What converters see of these inputs, with the fluctuation of independent reads; (count,) at most."""
+    """What converters see of these inputs, in units of a full input times a full cell; evenly spread, (count,) or less.
+
+    With the fluctuation of independent reads.
+    """
     levels = array.inputs.levels
     integers = (x.detach() * (levels / array.input_range)).round().clamp(-levels, levels)
     variances = amplitude(array.stored, array.rho, array.fluctuation).square()
-    parts = [sums.flatten() for _, _, sums in _partial_sums(array, integers, array.stored, array.noise, variances)]
-    seen = torch.cat(parts).detach()
+    parts = [sums.flatten() for _, sums in _partial_sums(array, integers, array.stored, array.noise, variances)]
+    seen = torch.cat(parts).detach() / array.scheme.drive_levels(array.inputs)
     return seen[torch.arange(min(count, len(seen)), device=x.device) * 1_000_003 % len(seen)]
 
 
 def _partial_sums(
     array: "Array", integers: Tensor, cells: Tensor, draw: NoiseStream | None, variances: Tensor | None
-) -> "Iterator[tuple[float, float, Tensor]]":
-    """u_p, σ_s and P_ps, (arrays, *outputs), for each phase and column."""
+) -> "Iterator[tuple[float, Tensor]]":
+    """For each phase and column what a unit stands for, and the sums, (arrays, *outputs), in steps of the drive."""
     columns, significances = array.mapping.sensed(cells, array.weights)
     spreads = None if variances is None else array.mapping.sensed_variances(variances, array.weights)
-    phases = array.scheme.conversion_phases(integers, array.inputs)
-    driven = array.scheme.conversion_variances(integers, array.inputs)
-    for unit, phase, squares in zip(array.scheme.conversions(array.inputs), phases, driven, strict=True):
+    scheme, inputs = array.scheme, array.inputs
+    for unit, (drive, squares) in zip(scheme.conversions(inputs), scheme.drives(integers, inputs), strict=True):
         for number, significance in enumerate(significances):
-            sums = array.partial_sums(phase / unit, columns[number])
+            sums = array.partial_sums(drive, columns[number])
             if spreads is not None and draw is not None:
-                variance = array.partial_sums(squares / unit**2, spreads[number])
+                variance = array.partial_sums(squares(), spreads[number])
                 sums = sums + draw.normal(sums) * (variance + _floor(array)).sqrt()
-            yield unit, significance, sums
+            yield unit * significance, sums
 
 
 def _floor(array: "Array") -> float:
-    """10⁻⁴ of the variance of one input step on the smallest weight: keeps the slope of √ finite."""
+    """10⁻⁴ of the variance of one step of the drive on the smallest weight: keeps the slope of √ finite."""
     smallest = torch.tensor(smallest_weight(array.mapping, array.weights))
-    quantum = amplitude(smallest, array.rho.detach().cpu(), array.fluctuation) / array.inputs.levels
+    quantum = amplitude(smallest, array.rho.detach().cpu(), array.fluctuation)
     return 1e-4 * float(quantum) ** 2 + torch.finfo(torch.float32).tiny

@@ -90,19 +90,19 @@ class ReadScheme(ABC):
 
     @abstractmethod
     def conversions(self, inputs: InputFormat) -> tuple[float, ...]:
-        """What the full drive of each phase that is converted apart stands for, as an integer input."""
+        """The integer input that one step of the drive stands for, in each phase that is converted apart."""
 
     def drive_levels(self, inputs: InputFormat) -> int:
-        """Steps of the drive of one phase that is converted: the input's own, or one, of a bit."""
+        """Steps of the drive of one such phase: the input's own, or one, of a bit."""
         return inputs.levels
 
-    def conversion_phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:
-        """Input of each phase that is converted apart; (conversions, *integers.shape), summing to the integers."""
-        return self.phases(integers, inputs)
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """Drives of each such phase, in steps, of integers' shape; and what makes the variance that they carry.
 
-    def conversion_variances(self, integers: Tensor, inputs: InputFormat) -> Tensor:
-        """Variances of these phases' outcomes in units of a², all reads independent; (conversions, *integers.shape)."""
-        return self.conversion_phases(integers, inputs).square()
+        The variance is in units of a², of reads that are independent.
+        """
+        for _ in self.conversions(inputs):
+            yield integers, integers.square
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class SingleRead(ReadScheme):
         return integers.unsqueeze(0)
 
     def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
-        return (float(inputs.levels),)
+        return (1.0,)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class RepeatedRead(ReadScheme):
         return (integers / self.times).expand(self.times, *integers.shape)
 
     def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
-        return (inputs.levels / self.times,) * self.times
+        return (1 / self.times,) * self.times
 
 
 @dataclass(frozen=True)
@@ -197,18 +197,22 @@ class BitSerialRead(ReadScheme):
         return values + (integers - integers.detach()) / inputs.bits  # straight-through, an equal share a bit
 
     def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
-        return (float(inputs.levels),) if self.analog_accumulation else tuple(2.0**p for p in range(inputs.bits))
+        return (1.0,) if self.analog_accumulation else tuple(2.0**p for p in range(inputs.bits))
 
     def drive_levels(self, inputs: InputFormat) -> int:  # noqa: D102
         return inputs.levels if self.analog_accumulation else 1
 
-    def conversion_phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
-        return integers.unsqueeze(0) if self.analog_accumulation else self.phases(integers, inputs)
-
-    def conversion_variances(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:  # noqa: D102
         if self.analog_accumulation:
-            return self.variance(integers, inputs).unsqueeze(0)
-        return self.phases(integers, inputs).square()
+            yield integers, lambda: self.variance(integers, inputs)
+            return
+        narrow = torch.int16 if inputs.bits < 16 else torch.int32
+        magnitudes, signs = integers.detach().abs().to(narrow), integers.detach().sign()
+        through = (integers - integers.detach()) / inputs.bits if integers.requires_grad else None
+        for p in range(inputs.bits):
+            drive = (magnitudes >> p).bitwise_and_(1).to(signs).mul_(signs)
+            drive = drive if through is None else drive + through / 2**p  # straight-through, an equal share a bit
+            yield drive, drive.square
 
 
 @dataclass(frozen=True)
@@ -467,7 +471,8 @@ class Exact(Computation):
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
         for (phase, cell), parts in sums.items():
             significance = array.significances[cell] if apart else 1.0
-            total = total + convert_sums(array, parts / units[phase], array.noise) * (units[phase] * significance)
+            unit = units[phase]
+            total = total + convert_sums(array, parts / unit, unit * significance, array.noise)
         return total
 
     def _currents(

@@ -108,45 +108,50 @@ class Converter:
             generator: of the noise; None: without.
         """
         step = self.step(largest)
+        return self.codes(sums / step, generator) * step
+
+    def codes(self, steps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The codes of partial sums in units of Δ, in the same units; in place where no gradient is wanted.
+
+        Args:
+            steps: P/Δ, any shape.
+            generator: of the noise; None: without.
+        """
         if self.noise_lsb and generator is not None:
-            noise = torch.randn(sums.shape, generator=generator, device=sums.device, dtype=sums.dtype)
-            sums = sums + noise * (self.noise_lsb * step)
-        if self.offset:
-            codes = offset_codes(sums, -largest, largest, self.bits)
-            return codes * step - largest
-        return sign_magnitude_codes(sums, largest, self.bits) * step
+            noise = torch.randn(steps.shape, generator=generator, device=steps.device, dtype=steps.dtype)
+            steps = steps + self.noise_lsb * noise
+        return offset_codes(steps, self.bits) if self.offset else sign_magnitude_codes(steps, self.bits)
 
 
-def sign_magnitude_codes(sums: Tensor, largest: Tensor, bits: int) -> Tensor:
-    """clamp(round(P/Δ), ±(2^(b−1) − 1)), Δ = largest/(2^(b−1) − 1): 0 is a code; straight-through gradient.
+def sign_magnitude_codes(steps: Tensor, bits: int) -> Tensor:
+    """clamp(round(P/Δ), ±(2^(b−1) − 1)): 0 is a code; straight-through gradient, else in place.
 
     Args:
-        sums: P, any shape.
-        largest: the range, above 0, broadcasts to P.
+        steps: P/Δ, any shape.
         bits: b, 2 or more.
 
-    >>> sign_magnitude_codes(torch.tensor([-9.0, 0.4, 0.6]), torch.tensor(3.0), 3).tolist()
+    >>> sign_magnitude_codes(torch.tensor([-9.0, 0.4, 0.6]), 3).tolist()
     [-3.0, 0.0, 1.0]
     """
     levels = 2 ** (bits - 1) - 1
-    return _round_through((sums / largest * levels).clamp(-levels, levels))
+    if not steps.requires_grad:
+        return steps.round_().clamp_(-levels, levels)
+    clipped = steps.clamp(-levels, levels)
+    return clipped + (clipped.round() - clipped).detach()
 
 
-def offset_codes(sums: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """round((clamp(P, low, high) − low)/Δ), Δ = (high − low)/(2^b − 1): 0 to 2^b − 1; straight-through gradient.
+def offset_codes(steps: Tensor, bits: int) -> Tensor:
+    """clamp(round(P/Δ + m), 0, 2m) − m with m = (2^b − 1)/2: 2^b codes, none of them 0; straight-through gradient.
 
     Args:
-        sums: P, any shape.
-        low: smallest partial sum that is covered; broadcasts to P.
-        high: largest one, above low.
+        steps: P/Δ, any shape.
         bits: b.
 
-    >>> offset_codes(torch.tensor([-9.0, 0.0, 0.4]), torch.tensor(-1.5), torch.tensor(1.5), 2).tolist()
-    [0.0, 2.0, 2.0]
+    >>> offset_codes(torch.tensor([-9.0, 0.1, 0.9]), 2).tolist()
+    [-1.5, 0.5, 0.5]
     """
-    steps = 2**bits - 1
-    return _round_through(((sums - low) / (high - low) * steps).clamp(0, steps))
-
-
-def _round_through(x: Tensor) -> Tensor:
-    return x + (x.round() - x).detach() if x.requires_grad else x.round()
+    middle = (2**bits - 1) / 2
+    if not steps.requires_grad:
+        return steps.add_(middle).round_().clamp_(0, 2 * middle).sub_(middle)
+    clipped = (steps + middle).clamp(0, 2 * middle)
+    return clipped + (clipped.round() - clipped).detach() - middle

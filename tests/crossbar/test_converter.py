@@ -48,9 +48,10 @@ def test_codes_are_those_of_another_simulator_but_for_its_ties(crosssim):
         limits = torch.tensor(entry["limits_norm"], dtype=torch.float64)  # of each array, or of all
         low, high = (limits[:, end].view(1, -1, 1, 1) * unit for end in (0, 1))
         if entry["adc"] == "SignMagnitudeADC":
-            codes = sign_magnitude_codes(sums, high, entry["bits"])
-        else:
-            codes = offset_codes(sums, low, high, entry["bits"])
+            codes = sign_magnitude_codes(sums / high * (2 ** (entry["bits"] - 1) - 1), entry["bits"])
+        else:  # codes that count from the lower limit
+            largest = 2 ** entry["bits"] - 1
+            codes = offset_codes((sums - (low + high) / 2) / (high - low) * largest, entry["bits"]) + largest / 2
         found, expected = codes.long(), torch.tensor(entry["codes"])
         for place in entry["tie_positions"]:
             found[tuple(place)] = expected[tuple(place)]
