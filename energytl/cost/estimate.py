@@ -17,7 +17,7 @@ from energytl.cost.energy import (
     row_driver_energy,
     shift_add_energy,
 )
-from energytl.cost.periphery import NOT_MODELLED, Periphery
+from energytl.cost.periphery import IDEAL_CONVERTERS, NOT_MODELLED, Periphery
 from energytl.cost.training import Activity, TrainingCost, training_cost
 
 
@@ -163,12 +163,12 @@ def estimate(
         ideal = ideal_converters(analog) if blank else nullcontext()  # whose ranges may not be known yet
         with inference(analog), ideal, hooked(inputs, note):
             analog(example)
-            return Cost(
-                tuple(
-                    _layer_cost(name, layer, inputs[layer], len(example), periphery, blank)
-                    for name, layer in analog_layers(analog).items()
-                )
+            layers = tuple(
+                _layer_cost(name, layer, inputs[layer], len(example), periphery, blank)
+                for name, layer in analog_layers(analog).items()
             )
+        converted = all(layer.hardware.converter is not None for layer in inputs)
+        return Cost(layers, not_modelled=NOT_MODELLED if converted else (*NOT_MODELLED, IDEAL_CONVERTERS))
     finally:
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
@@ -189,7 +189,7 @@ def mean_cost(costs: list[Cost]) -> Cost:
             if field.name.startswith("energy_")
         }
         layers.append(LayerCost(**{**asdict(same[0]), **energies}))
-    return Cost(tuple(layers))
+    return Cost(tuple(layers), not_modelled=costs[0].not_modelled)
 
 
 def _layer_cost(

@@ -13,6 +13,9 @@ NOT_MODELLED = (
 )
 """What no number of energytl contains."""
 
+IDEAL_CONVERTERS = "rounding by the converters (hardware.converter is null: accuracy is that of ideal ones)"
+"""What accuracy does not contain without converters of its own, however many bits are priced."""
+
 ISAAC_CONVERSION_J = {4: 0.79e-12, 5: 0.99e-12, 6: 1.20e-12, 7: 1.42e-12, 8: 1.667e-12}
 
 

@@ -187,3 +187,6 @@ def test_costs_are_of_the_same_arrays_and_converters():
         assert cost.layers[0].energy_converter_j == pytest.approx(16 * 10 * 3 * phases * 1.20e-12)  # ISAAC's 6 bits
         reads = len(hardware.read.phases(torch.zeros(1), hardware.inputs))
         assert cost.latency_s == pytest.approx(16 * (reads * 10e-9 + phases * 8 * 7e-9))
+        assert not any("rounding by the converters" in part for part in cost.not_modelled)
+    ideal = energytl.estimate(energytl.convert(net, seed=0), x)
+    assert any("rounding by the converters" in part for part in ideal.not_modelled)
