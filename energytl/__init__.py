@@ -7,6 +7,10 @@ recipe → data → digital network → convert → train → evaluate → cost 
     optimizer = energytl.optim.CTTv2(analog.parameters(), lr=0.1, device=energytl.devices.presets.reram_om())
 """
 
+from energytl.quiet import interrupted_quietly
+
+interrupted_quietly()  # before the imports that take seconds
+
 from energytl import optim
 from energytl.analog.convert import (
     analog_layers,

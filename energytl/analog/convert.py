@@ -20,8 +20,9 @@ from energytl.analog.attention import (
 )
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import hooked, inference
-from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
+from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
 from energytl.analog.noise import NoiseStream
+from energytl.analog.quantize import Seen
 from energytl.crossbar.converter import CalibratedRange
 
 ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {
@@ -140,6 +141,22 @@ def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, AnalogLayer)}
 
 
+def required_layers(network: nn.Module) -> dict[str, AnalogLayer]:
+    """The analog layers of a network by name, of which there must be some.
+
+    Raises:
+        ValueError: for a digital network.
+
+    >>> required_layers(nn.Linear(4, 2))
+    Traceback (most recent call last):
+    ValueError: Linear has no analog layers: convert it first, with energytl.convert
+    """
+    layers = analog_layers(network)
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no analog layers: convert it first, with energytl.convert")
+    return layers
+
+
 def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
 
@@ -149,7 +166,7 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     >>> from energytl.analog.read import Noiseless
     >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
     """
-    for layer in analog_layers(analog).values():
+    for layer in required_layers(analog).values():
         layer.configure(**changes)
     return analog
 
@@ -160,7 +177,7 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
     The hardware may be changed by `configure`.
     """
-    layers = analog_layers(analog).values()
+    layers = required_layers(analog).values()
     for layer in layers:
         layer.kept = {}
     try:
@@ -171,7 +188,7 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
 
 def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
+    """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
     Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too, and then those of the
     converters (`CalibratedRange`), from partial sums with the layers' own fluctuation.
@@ -181,41 +198,39 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     >>> layer.input_range
     1.0
     """
-    batches = list(batches)
-    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
-    samples: dict[AnalogLayer, list[Tensor]] = {
-        layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
-    }
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        assert isinstance(layer, AnalogLayer)
-        ranges[layer].append(layer.best_input_range(inputs[0]))
-        if layer in samples:
-            samples[layer].append(layer.sampled(inputs[0]))
-
-    with inference(analog), ideal_converters(analog), hooked(ranges, note):
-        for batch in batches:
-            analog(batch)
-    for layer, seen in ranges.items():
-        if seen:
-            layer.input_range = sum(seen) / len(seen)
-    for layer, columns in samples.items():
-        if columns:
-            layer.fit_weight_range(torch.cat(columns, 2))
+    layers = required_layers(analog).values()
+    for layer in layers:
+        layer.calibration = Calibration(outputs=layer.hardware.weights.range_by == "outputs")
+    batches = list(batches) if _calibrated_converters(analog) else batches
+    try:
+        with inference(analog), ideal_converters(analog):
+            for batch in batches:
+                analog(batch)
+        for layer in layers:
+            if layer.calibration and layer.calibration.columns:
+                layer.fit_weight_range(torch.cat(layer.calibration.columns, 2))
+    finally:
+        for layer in layers:
+            layer.calibration = None
     _calibrate_converters(analog, batches)
     return analog
 
 
-def _calibrate_converters(analog: nn.Module, batches: list[Tensor]) -> None:
-    sums: dict[AnalogLayer, list[Tensor]] = {
-        layer: []
+def _calibrated_converters(analog: nn.Module) -> list[AnalogLayer]:
+    """The layers whose converters have a range that calibration finds."""
+    return [
+        layer
         for layer in analog_layers(analog).values()
         if layer.hardware.converter is not None and isinstance(layer.hardware.converter.range, CalibratedRange)
-    }
+    ]
+
+
+def _calibrate_converters(analog: nn.Module, batches: Iterable[Tensor]) -> None:
+    sums = {layer: Seen() for layer in _calibrated_converters(analog)}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(layer, AnalogLayer)
-        sums[layer].append(layer.sampled_sums(inputs[0]))
+        sums[layer].add(layer.sampled_sums(inputs[0]))
 
     if not sums:
         return
@@ -223,8 +238,7 @@ def _calibrate_converters(analog: nn.Module, batches: list[Tensor]) -> None:
         for batch in batches:
             analog(batch)
     for layer, seen in sums.items():
-        if seen:
-            layer.fit_converter_range(torch.cat(seen))
+        layer.fit_converter_range(seen)
 
 
 @contextmanager
@@ -258,7 +272,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int)
     >>> round(float(norm.running_var), 6)
     0.0
     """
-    layers = list(analog_layers(analog).values())
+    layers = list(required_layers(analog).values())
     layers[0].noise.reseed(seed)
     with inference(analog), unchanging(analog):
         update_bn(batches, analog)

@@ -1,8 +1,8 @@
 """The hardware of one layer in one frozen record."""
 
-import math
 from dataclasses import dataclass
 
+from energytl.allowed import SEED, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
 from energytl.crossbar.arrays import Arrays
@@ -10,6 +10,9 @@ from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.variation import Variation
+
+ROUNDING = 1 + 1e-6
+"""A ρ that has been held in single precision may lie so much above the window that it fills."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,13 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Refuse a ρ that is no energy coefficient, and what does not go together."""
-        if not 0 < self.rho < math.inf:
-            raise ValueError(f"hardware.rho is {self.rho}; allowed: above 0 (µS of a full-range weight)")
+        check(self, "hardware", chip=SEED)
+        window = self.cell.largest_rho
+        if not 0 < self.rho <= window * ROUNDING:
+            raise ValueError(
+                f"hardware.rho is {self.rho}; allowed: above 0 up to {window:.4g}, the µS between the cell's "
+                "g_min_siemens and g_max_siemens"
+            )
         varying, levels = len(self.variation.levels), len(self.mapping.cell_values) - 1
         if varying > 1 and varying != levels:
             own = f"has {levels}" if levels > 0 else "has none of its own"

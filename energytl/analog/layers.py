@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.partial_sums import seen_sums
-from energytl.analog.quantize import best_range
+from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
 from energytl.crossbar.arrays import rows_in_arrays
@@ -26,6 +27,12 @@ SAMPLES = 256
 
 SUMS = 2**14
 """Partial sums that are kept, from each batch, to choose the converters' range by."""
+
+MOST_SAMPLES = 16 * SAMPLES
+"""How many are kept of all batches."""
+
+OUTGROWN = 0.1
+"""Share of weights beyond a given range, over that at the start, from which on a warning says so."""
 
 _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 """Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
@@ -37,17 +44,43 @@ def layers_of(parameter: nn.Parameter) -> "list[AnalogLayer]":
     return sorted(found, key=lambda layer: layer.hardware.rounds)
 
 
+class Calibration:
+    """What a layer has seen since its calibration began.
+
+    Args:
+        outputs: whether inputs are kept to choose ranges of weights by the outputs, too.
+    """
+
+    def __init__(self, outputs: bool) -> None:
+        self.seen, self.columns = Seen(), [] if outputs else None
+        self.columns: list[Tensor] | None
+
+    def add(self, layer: "AnalogLayer", x: Tensor) -> None:
+        """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
+        self.seen.add(x)
+        layer.input_range = self.seen.best_range(layer.hardware.inputs.levels)
+        if self.columns is not None and len(x):
+            self.columns.append(layer.sampled(x))
+            if sum(part.shape[2] for part in self.columns) > MOST_SAMPLES:
+                self.columns = [torch.cat(self.columns, 2)[:, :, ::2]]
+
+
 class AnalogLayer(nn.Module, ABC):
     """A layer whose weights are conductances. Made by `energytl.convert`, not by hand.
 
     It shares weight and bias with the digital layer and adds `log_rho` (trainable), `weight_range` (set from the
     weights when converted) and `input_range` (set by `energytl.calibrate`, or else from the first batch seen).
-    Its state dict has the digital layer's keys and no others: what is added travels in the state dict's metadata,
-    so state dicts load both ways, and ρ is not lost. One without it, as of a digital network, sets the weight range
-    anew.
+    Its state dict has the digital layer's keys and no others: what is added, and the place in the stream of random
+    states, travels in the state dict's metadata, so state dicts load both ways, and ρ is not lost. One without it, as
+    of a digital network, sets the weight range anew.
+
+    Reads of float16 and bfloat16 layers are computed in float32, and rounded to the layer's type.
 
     Attributes:
         hardware: what the layer runs on; `energytl.configure` changes it.
+        log_rho: log of ρ in units of `rho_start`, so that weight decay pulls ρ to its start and not to 1 µS.
+        rho_start: the ρ from which it trains.
+        calibration: what is seen while the layer is calibrated.
         noise: source of the random states, one for the whole network.
         index: number of the layer in its network.
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
@@ -73,15 +106,17 @@ class AnalogLayer(nn.Module, ABC):
         self.register_parameter("bias", digital._parameters["bias"])
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
         device = digital.weight.device
-        self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=device))
+        self.log_rho, self.rho_start = nn.Parameter(torch.tensor(0.0, device=device)), hardware.rho
         self.groups = digital.groups if isinstance(digital, nn.Conv2d) else 1
         self.weight_range = 1.0
+        self.weight_factor: Callable[[], Tensor] | None = None
         self.register_buffer("column_ranges", None, persistent=False)
         self.column_ranges: Tensor | None
         self.fit_weight_range()
-        self.input_range: float | None = None
+        self.input_range = None
         self.converter_range: Tensor | None = None
-        self.weight_factor: Callable[[], Tensor] | None = None
+        self.calibration: Calibration | None = None
+        self._last_version = -1
         self.kept: dict[str, Any] | None = None
         self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
@@ -94,7 +129,35 @@ class AnalogLayer(nn.Module, ABC):
     @property
     def rho(self) -> Tensor:
         """Energy coefficient ρ: conductance, in µS, of the layer's full range; scalar, differentiable."""
-        return self.log_rho.exp()
+        return self.log_rho.exp() * self.rho_start
+
+    @property
+    def input_range(self) -> float | None:
+        """The input that the largest integer stands for; None before the first batch."""
+        return self._input_range
+
+    @input_range.setter
+    def input_range(self, value: float | None) -> None:
+        self._input_range = None if value is None else self._allowed("input_range", value)
+
+    @property
+    def weight_range(self) -> float:
+        """The weight that a full conductance stands for."""
+        return self._weight_range
+
+    @weight_range.setter
+    def weight_range(self, value: float) -> None:
+        self._weight_range = self._allowed("weight_range", value)
+
+    def _allowed(self, name: str, value: float) -> float:
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} of layer {self.index} ({self._get_name()}) is {value}; allowed: above 0, finite")
+        return float(value)
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The type that reads are computed in."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
 
     @property
     def stored_weight(self) -> Tensor:
@@ -115,6 +178,38 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
+        self._fitted = self._outermost() if hardware.rounds else (0.0, 0.0)
+
+    @torch.no_grad()
+    def _outermost(self) -> tuple[float, float]:
+        """Largest |weight|, in what weights are divided by, and the share of weights beyond the range."""
+        magnitudes = self._scaled(self.weight).abs()
+        beyond = (magnitudes > self.weight_range * (1 + 1e-6)).to(magnitudes.dtype).mean()
+        largest, share = torch.stack([magnitudes.amax(), beyond]).tolist()
+        return largest, share
+
+    def _follow_weights(self) -> None:
+        """Widen the range where training has taken weights beyond it: they get no gradient there, and would stay."""
+        version = self.weight._version
+        if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
+            return
+        self._last_version = version
+        (largest, beyond), (largest_before, beyond_before) = self._outermost(), self._fitted
+        if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
+            if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
+                before = self.weight_range, self.column_ranges
+                self.fit_weight_range()
+                self.weight_range = max(self.weight_range, before[0])
+                if self.column_ranges is not None and before[1] is not None:
+                    self.column_ranges = torch.maximum(self.column_ranges, before[1])
+                self._fitted = self._outermost()
+        elif beyond > beyond_before + OUTGROWN:
+            self._fitted = largest, 1.0
+            warnings.warn(
+                f"more than {OUTGROWN:.0%} of the weights of layer {self.index} ({self._get_name()}) have grown beyond "
+                f"its range {self.weight_range:g} and are cut: set a wider weights.range, or calibrate anew",
+                stacklevel=3,
+            )
 
     def widen(self, factor: float) -> None:
         """Make the range of the weights, or that of each column, so many times as wide."""
@@ -139,15 +234,14 @@ class AnalogLayer(nn.Module, ABC):
         return factor if self.column_ranges is None else self.column_ranges * factor
 
     def _scaled(self, weight: Tensor) -> Tensor:
-        unit = self._unit
+        unit, weight = self._unit, weight.to(self.computed_in)
         return weight if unit is None else weight / unit
 
     def _rounded(self, scaled: Tensor) -> Tensor:
         return self.hardware.mapping.rounded(scaled, self.weight_range, self.hardware.weights)
 
-    def sampled(self, x: Tensor) -> Tensor:
-        """Inputs of at most SAMPLES output positions, evenly spaced over the first images, (G, K, S)."""
-        prepared = self.prepared(x)
+    def sampled(self, prepared: Tensor) -> Tensor:
+        """Prepared inputs of at most SAMPLES output positions, evenly spaced over the first images, (G, K, S)."""
         images = max(1, SAMPLES // max(1, self.count_positions(prepared)))
         columns = self.unfold(prepared[:images]).permute(2, 3, 0, 1).flatten(2)
         stride = -(-columns.shape[2] // SAMPLES)
@@ -157,17 +251,12 @@ class AnalogLayer(nn.Module, ABC):
         """What converters would see of these inputs, in units of a full input times a full cell; (SUMS,) or less."""
         prepared = self.prepared(x)
         assert self.input_range is not None  # calibrated before
-        array = self._array(prepared, self.input_range, self.weight.detach())
-        return seen_sums(array, prepared, SUMS)
+        return seen_sums(self._array(prepared, self.input_range, self.weight.detach()), prepared, SUMS)
 
-    def fit_converter_range(self, sums: Tensor) -> None:
+    def fit_converter_range(self, sums: Seen) -> None:
         """Set the range of the layer's converters to the one that errs least over these partial sums."""
         assert self.hardware.converter is not None
-        self.converter_range = sums.new_tensor(best_range(sums, self.hardware.converter.levels))
-
-    def best_input_range(self, x: Tensor) -> float:
-        """The range that rounds these inputs best."""
-        return best_range(x, self.hardware.inputs.levels)
+        self.converter_range = torch.tensor(sums.best_range(self.hardware.converter.levels), device=self.weight.device)
 
     def configure(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the hardware; a ρ or weight bits among them take effect, all else about the layer stays."""
@@ -175,8 +264,9 @@ class AnalogLayer(nn.Module, ABC):
         if self.kept and ("rho" in changes or replace(before, computation=self.hardware.computation) != self.hardware):
             self.kept.clear()
         if "rho" in changes:
+            self.rho_start = self.hardware.rho
             with torch.no_grad():
-                self.log_rho.fill_(math.log(self.hardware.rho))
+                self.log_rho.zero_()
         if {"weights", "mapping"} & set(changes):
             self.fit_weight_range()
 
@@ -187,28 +277,56 @@ class AnalogLayer(nn.Module, ABC):
         return layer.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read the array with the inputs x, as torch.nn's layer of the same name takes them."""
+        """Read the array with the inputs x, as torch.nn's layer of the same name takes them.
+
+        torch.compile calls a read as it is, between the graphs before and after: what it draws cannot be traced.
+        """
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(AnalogLayer._read)(self, x)
+        return self._read(x)
+
+    def _read(self, x: Tensor) -> Tensor:
         prepared = self.prepared(x)
         self.positions = self.count_positions(prepared)
-        if self.hardware.inputs.follows:
-            self.input_range = max(float(prepared.detach().abs().amax()), 1e-12)
-        elif self.input_range is None:
-            self.input_range = self.best_input_range(prepared)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self._follow_weights()
+        input_range = self._range_of(prepared)
         samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(x.device.type, enabled=False):
-            y = self.hardware.computation(self._array(prepared, self.input_range, weight), prepared)
+            y = self.hardware.computation(self._array(prepared, input_range, weight), prepared)
             if self.column_ranges is not None:
                 ranges = self.of_outputs(self.column_ranges)
                 y = y * ranges if y.requires_grad else y.mul_(ranges)
-                y = y if self.bias is None else y + self.of_outputs(self.bias)
+                y = y if self.bias is None else y + self.of_outputs(self.bias.to(y.dtype))
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
+        y = y.to(self.weight.dtype)
         return y.squeeze(0) if x.dim() == self.image_dims else y
 
+    def _range_of(self, prepared: Tensor) -> float:
+        """The range of these inputs, which is set where it follows them, or is not set yet."""
+        if not prepared.numel():
+            return self.input_range or 1.0
+        if self.hardware.inputs.follows:
+            largest = float(prepared.detach().abs().amax()) or 1.0
+            if math.isfinite(largest):
+                self.input_range = largest
+            return largest
+        calibration = self.calibration
+        if calibration is None and self.input_range is None:
+            calibration = Calibration(outputs=False)
+        if calibration is not None:
+            try:
+                calibration.add(self, prepared)
+            except ValueError as error:
+                raise ValueError(f"layer {self.index} ({self._get_name()}) has no range of inputs: {error}") from None
+        assert self.input_range is not None
+        return self.input_range
+
     def prepared(self, x: Tensor) -> Tensor:
-        """Inputs as they reach the array: of the weights' type, a batch, padded as far as `multiply` does not."""
-        return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.weight.dtype))
+        """Inputs as they reach the array: of the type of reads, a batch, padded as far as `multiply` does not."""
+        return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.computed_in))
 
     def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
         hardware = self.hardware
@@ -220,7 +338,7 @@ class AnalogLayer(nn.Module, ABC):
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
-            bias=self.bias if self.column_ranges is None else None,
+            bias=None if self.bias is None or self.column_ranges is not None else self.bias.to(held.dtype),
             fluctuation=hardware.fluctuation,
             mapping=hardware.mapping,
             weights=hardware.weights,
@@ -345,6 +463,9 @@ class AnalogLayer(nn.Module, ABC):
         destination.pop(prefix + "log_rho")
         destination._metadata[prefix[:-1]].update(
             log_rho=float(self.log_rho.detach()),
+            rho_start=self.rho_start,
+            noise=(self.noise.seed, self.noise.position),
+            fitted=self._fitted,
             weight_range=self.weight_range,
             column_ranges=self.column_ranges,
             input_range=self.input_range,
@@ -362,6 +483,10 @@ class AnalogLayer(nn.Module, ABC):
             self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
             converter_range = local_metadata.get("converter_range")
             self.converter_range = None if converter_range is None else converter_range.to(self.weight.device)
+            self.rho_start, self._last_version = local_metadata.get("rho_start", 1.0), -1  # log ρ/µS until 0.1.0
+            if "noise" in local_metadata:
+                self.noise.go_on_from(*local_metadata["noise"])
+                self._fitted = local_metadata["fitted"]
             columns = local_metadata.get("column_ranges")
             self.column_ranges = None if columns is None else columns.to(self.weight.device)
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))

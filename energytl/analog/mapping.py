@@ -4,7 +4,6 @@ Weights are in units of their layer's full range, u = w/range in −1..1. A mapp
 stored values m_c of its cells, |m_c| ≤ 1, and fixed significances s_c.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -13,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from energytl.allowed import Allowed, check
 from energytl.analog.quantize import Grid, best_range, best_ranges, fake_quantize, nearest_index, round_to_values
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
@@ -54,17 +54,17 @@ class WeightFormat:
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
-        if self.bits is not None and not 2 <= self.bits <= 16:
-            raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign), or null")
-        if self.states is not None:
-            if self.bits is not None:
-                raise ValueError("weights.states stands instead of weights.bits: set bits: null")
-            if not 1 <= self.states < 2**15:
-                raise ValueError(f"weights.states is {self.states}; allowed: 1 to 32767, or null")
-        for name in ("range", "range_rms"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"weights.{name} is {value}; allowed: above 0, or null")
+        bits, states = Allowed(2, 16, note="one of them is the sign"), Allowed(1, 2**15 - 1)
+        check(
+            self,
+            "weights",
+            bits=bits,
+            states=states,
+            range=Allowed(0, 1e9, above=True),
+            range_rms=Allowed(0, 1e3, above=True),
+        )
+        if self.states is not None and self.bits is not None:
+            raise ValueError("weights.states stands instead of weights.bits: set bits: null")
         if self.range is not None and (self.range_rms is not None or self.columns):
             raise ValueError("weights.range is the same for all weights: leave out range_rms and columns")
 
@@ -98,16 +98,23 @@ class WeightFormat:
             inputs: (G, K, S) that they are multiplied with, if the outputs are to choose.
         """
         matrices, across = matrices.detach(), 2 if self.columns else (0, 1, 2)
+        matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
         if self.range is not None:
             return matrices.new_full((1, 1), self.range)
         if grid is None or self.range_rms is not None:
-            rms = matrices.square().mean(across, keepdim=True).sqrt().squeeze(2)
-            return ((self.range_rms or UNROUNDED_RANGE_RMS) * rms).clamp(min=SMALLEST_RANGE)
+            largest = matrices.abs().amax(across, keepdim=True)
+            unit = torch.where(largest > 0, largest, 1.0)  # any unit: no square is out of bounds
+            rms = ((matrices / unit).square().mean(across, keepdim=True).sqrt() * unit).squeeze(2)
+            return _above_zero((self.range_rms or UNROUNDED_RANGE_RMS) * rms)
         if self.range_by == "max":
-            return matrices.abs().amax(across, keepdim=True).squeeze(2).clamp(min=SMALLEST_RANGE)
+            return _above_zero(matrices.abs().amax(across, keepdim=True).squeeze(2))
         if inputs is None and not self.columns:
-            return matrices.new_tensor([[best_range(matrices, grid)]])
+            return matrices.new_tensor([[best_range(matrices, grid)]], dtype=torch.float64)
         return best_ranges(matrices, grid, shared=not self.columns, inputs=inputs)
+
+
+def _above_zero(ranges: Tensor) -> Tensor:
+    return torch.where(ranges == 0, SMALLEST_RANGE, ranges)
 
 
 class Mapping(ABC):
@@ -244,8 +251,7 @@ class BitSlices(Mapping):
 
     def __post_init__(self) -> None:
         """Refuse cells of no bit."""
-        if not 1 <= self.cell_bits <= 8:
-            raise ValueError(f"mapping.cell_bits is {self.cell_bits}; allowed: 1 to 8")
+        check(self, "mapping", cell_bits=Allowed(1, 8))
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102
         return self.conversions_per_output(weights) + 1
@@ -299,8 +305,8 @@ class MultilevelCell(Mapping):
 
     def __post_init__(self) -> None:
         """Refuse what are no levels."""
-        ascending = all(low < high for low, high in pairwise((0, *self.levels)))
-        if not self.levels or not ascending or self.levels[-1] == math.inf:
+        check(self, "mapping")
+        if not self.levels or not all(low < high for low, high in pairwise((0, *self.levels))):
             raise ValueError(f"mapping.levels is {list(self.levels)}; allowed: above 0, ascending, as [1, 3, 8]")
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102

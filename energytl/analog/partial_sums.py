@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from energytl.analog.mapping import smallest_weight
-from energytl.analog.noise import NoiseStream
+from energytl.analog.noise import normal_like
 from energytl.devices.fluctuation import amplitude
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def converted(
-    array: "Array", integers: Tensor, cells: Tensor, draw: NoiseStream | None, variances: Tensor | None
+    array: "Array", integers: Tensor, cells: Tensor, draw: torch.Generator | None, variances: Tensor | None
 ) -> Tensor:
     """Outcome of a read, in units of one integer input times a full weight; gradients straight through the codes.
 
@@ -31,7 +31,7 @@ def converted(
         array: the layer's cells, with its converter.
         integers: inputs n.
         cells: what the cells hold, (C, *weight.shape), in units of the full range.
-        draw: source of the noise; None: neither reads nor converters have any.
+        draw: of the noise; None: neither reads nor converters have any.
         variances: of one read of each cell, like cells; None: reads do not fluctuate.
     """
     outcome: Tensor | None = None
@@ -42,20 +42,19 @@ def converted(
     return outcome
 
 
-def convert_sums(array: "Array", sums: Tensor, unit: float, draw: NoiseStream | None) -> Tensor:
+def convert_sums(array: "Array", sums: Tensor, unit: float, draw: torch.Generator | None) -> Tensor:
     """What the converters make of partial sums (arrays, …) in units of one step of the drive; added up over the arrays.
 
     Args:
         array: the layer's cells.
         sums: partial sums; overwritten where no gradient is wanted.
         unit: what one of them stands for.
-        draw: source of the converters' noise; None: without.
+        draw: of the converters' noise; None: without.
     """
     assert array.converter is not None
-    generator = None if draw is None else draw.generator(sums.device)
     step = array.converter.step(converter_ranges(array)) * array.scheme.drive_levels(array.inputs)
     step = step.to(sums).view(-1, *[1] * (sums.dim() - 1))
-    codes = array.converter.codes(sums / step if sums.requires_grad else sums.div_(step), generator)
+    codes = array.converter.codes(sums / step if sums.requires_grad else sums.div_(step), draw)
     if len(step) == 1:  # one by one: sum(0) takes three times as long where the parts lie far apart in memory
         return reduce(torch.add, codes.unbind()) * (step[0] * unit)
     return reduce(torch.add, (codes * (step * unit)).unbind())
@@ -71,15 +70,17 @@ def converter_ranges(array: "Array") -> Tensor:
 
 
 def rounding_variance(array: "Array") -> float:
-    """What converting the partial sums adds to an output's variance: Σ_p u_p²·Σ_s σ_s²·Σ_t (Δ²/12 + noise²)."""
+    """What converting the partial sums adds to an output's variance: Σ_p u_p²·Σ_s σ_s²·Σ_t (Δ²/12 + noise²).
+
+    In units of one integer input times a full weight, squared.
+    """
     assert array.converter is not None
     ranges = converter_ranges(array).expand(len(array.arrays))
     drive_levels = array.scheme.drive_levels(array.inputs)
     phases = sum((unit * drive_levels) ** 2 for unit in array.scheme.conversions(array.inputs))
     apart = array.mapping.conversions_per_output(array.weights) > 1
     columns = sum(s**2 for s in array.significances) if apart else 1.0
-    step = array.input_range / array.inputs.levels * array.full_range
-    return float(array.converter.variance(ranges).sum()) * phases * columns * step**2
+    return float(array.converter.variance(ranges).sum()) * phases * columns
 
 
 def seen_sums(array: "Array", x: Tensor, count: int) -> Tensor:
@@ -90,13 +91,14 @@ def seen_sums(array: "Array", x: Tensor, count: int) -> Tensor:
     levels = array.inputs.levels
     integers = (x.detach() * (levels / array.input_range)).round().clamp(-levels, levels)
     variances = amplitude(array.stored, array.rho, array.fluctuation).square()
-    parts = [sums.flatten() for _, sums in _partial_sums(array, integers, array.stored, array.noise, variances)]
+    draw = array.noise.generator(x.device)
+    parts = [sums.flatten() for _, sums in _partial_sums(array, integers, array.stored, draw, variances)]
     seen = torch.cat(parts).detach() / array.scheme.drive_levels(array.inputs)
     return seen[torch.arange(min(count, len(seen)), device=x.device) * 1_000_003 % len(seen)]
 
 
 def _partial_sums(
-    array: "Array", integers: Tensor, cells: Tensor, draw: NoiseStream | None, variances: Tensor | None
+    array: "Array", integers: Tensor, cells: Tensor, draw: torch.Generator | None, variances: Tensor | None
 ) -> "Iterator[tuple[float, Tensor]]":
     """For each phase and column what a unit stands for, and the sums, (arrays, *outputs), in steps of the drive."""
     columns, significances = array.mapping.sensed(cells, array.weights)
@@ -107,7 +109,7 @@ def _partial_sums(
             sums = array.partial_sums(drive, columns[number])
             if spreads is not None and draw is not None:
                 variance = array.partial_sums(squares(), spreads[number])
-                sums = sums + draw.normal(sums) * (variance + _floor(array)).sqrt()
+                sums = sums + normal_like(sums, draw) * (variance + _floor(array)).sqrt()
             yield unit * significance, sums
 
 

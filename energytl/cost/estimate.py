@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers, ideal_converters
+from energytl.analog.convert import analog_layers, ideal_converters, required_layers
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (
@@ -147,12 +147,15 @@ def estimate(
         periphery: the circuits around the arrays; None leaves them out: no total energy, latency of reads alone.
         blank: the example has the right shape but no meaning: energies are None.
 
+    Raises:
+        ValueError: for a network without analog layers, or of which the example reads none.
+
     >>> import energytl, torch
     >>> cost = estimate(energytl.convert(nn.Linear(4, 2)), torch.ones(1, 4))
     >>> cost.cells, cost.reads
     (8, 1)
     """
-    inputs: dict[AnalogLayer, list[Tensor]] = {layer: [] for layer in analog_layers(analog).values()}
+    inputs: dict[AnalogLayer, list[Tensor]] = {layer: [] for layer in required_layers(analog).values()}
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(layer, AnalogLayer)
@@ -163,6 +166,9 @@ def estimate(
         ideal = ideal_converters(analog) if blank else nullcontext()  # whose ranges may not be known yet
         with inference(analog), ideal, hooked(inputs, note):
             analog(example)
+            if not any(inputs.values()):
+                names = ", ".join(analog_layers(analog))
+                raise ValueError(f"{type(analog).__name__} does not call its analog layers ({names}): nothing is read")
             layers = tuple(
                 _layer_cost(name, layer, inputs[layer], len(example), periphery, blank)
                 for name, layer in analog_layers(analog).items()

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from energytl.allowed import COUNT, Allowed, check
 from energytl.crossbar.converter import Converter
 
 NOT_MODELLED = (
@@ -45,6 +46,7 @@ class IsaacConverter(ConverterCost):
 
     def __post_init__(self) -> None:
         """Refuse widths without a published energy."""
+        check(self, "converter")
         if self.bits not in ISAAC_CONVERSION_J:
             raise ValueError(f"converter.bits is {self.bits}; allowed: 4 to 8 (or use WaldenConverter)")
 
@@ -68,10 +70,7 @@ class WaldenConverter(ConverterCost):
 
     def __post_init__(self) -> None:
         """Refuse what is no converter."""
-        if not 1 <= self.bits <= 24 or self.step_j <= 0:
-            raise ValueError(
-                f"converter has bits {self.bits} and step_j {self.step_j}; allowed: 1 to 24 bits, above 0 J"
-            )
+        check(self, "converter", bits=Allowed(1, 24), step_j=Allowed(0, 1, above=True, note="J"))
 
     def conversion_j(self) -> float:  # noqa: D102
         return self.step_j * 2.0**self.bits
@@ -102,8 +101,5 @@ class Periphery:
 
     def __post_init__(self) -> None:
         """Refuse what is no periphery."""
-        if self.columns_per_converter < 1:
-            raise ValueError(f"periphery.columns_per_converter is {self.columns_per_converter}; allowed: 1 or more")
-        for name in ("row_driver_j", "shift_add_j"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"periphery.{name} is {getattr(self, name)}; allowed: 0 J or more")
+        drive = dict.fromkeys(("row_driver_j", "shift_add_j"), Allowed(0, 1, note="J"))
+        check(self, "periphery", columns_per_converter=COUNT, **drive)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from energytl.allowed import COUNT, check
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -17,9 +19,7 @@ class Arrays:
 
     def __post_init__(self) -> None:
         """Refuse what is no array."""
-        for name in ("rows", "columns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"arrays.{name} is {getattr(self, name)}; allowed: 1 or more")
+        check(self, "arrays", rows=COUNT, columns=COUNT)
 
 
 def rows_in_arrays(channels: int, area: int, rows: int) -> tuple[int, ...]:

@@ -5,12 +5,13 @@ one cell at its full range: |P| is at most the number of rows. It returns the ne
 its range is cut off.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from energytl.allowed import FROM_0, Allowed, check
 
 
 class ConverterRange(ABC):
@@ -81,10 +82,7 @@ class Converter:
 
     def __post_init__(self) -> None:
         """Refuse what is no converter."""
-        if not 2 <= self.bits <= 24:
-            raise ValueError(f"converter.bits is {self.bits}; allowed: 2 to 24 (one of them is the sign)")
-        if not 0 <= self.noise_lsb < math.inf:
-            raise ValueError(f"converter.noise_lsb is {self.noise_lsb}; allowed: 0 or more, in steps")
+        check(self, "converter", bits=Allowed(2, 24, note="one of them is the sign"), noise_lsb=FROM_0)
 
     @property
     def levels(self) -> int:
