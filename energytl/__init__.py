@@ -18,7 +18,6 @@ from energytl.analog.convert import (
     configure,
     convert,
     estimate_batch_norm,
-    left_digital,
     to_digital,
 )
 from energytl.analog.hardware import Hardware
@@ -43,6 +42,7 @@ from energytl.analog.read import (
     RepeatedRead,
     SingleRead,
 )
+from energytl.analog.remaining import left_digital, why_digital
 from energytl.cost.estimate import Cost, LayerCost, estimate
 from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
 from energytl.crossbar.arrays import Arrays
@@ -97,4 +97,5 @@ __all__ = [
     "optim",
     "program_",
     "to_digital",
+    "why_digital",
 ]

@@ -29,12 +29,7 @@ class SeededEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed all that draws random numbers in training."""
-        streams.begin(pl_module, self.seed, epochs_done(trainer), trainer.global_rank)
-
-
-def epochs_done(trainer: Trainer) -> int:
-    """Epochs that training has completed; `trainer.current_epoch` is one behind in runs that resume with max_steps."""
-    return trainer.fit_loop.epoch_progress.current.processed
+        streams.begin(pl_module, self.seed, trainer.current_epoch, trainer.global_rank)
 
 
 class History(Callback):

@@ -177,7 +177,8 @@ class Classifier(LightningModule):
     def on_validation_start(self) -> None:
         """Leave the streams of training where they stand, and read as the hardware does."""
         trainer = self.trainer
-        seeds = self.seed, trainer.fit_loop.epoch_progress.current.processed, self.global_step, self.global_rank, 2
+        epoch: Any = trainer.fit_loop.epoch_progress.current  # typed as what it extends
+        seeds = self.seed, epoch.processed, self.global_step, self.global_rank, 2
         self._measuring.enter_context(apart(self.network, *seeds))
         if self.measured is not None:
             self._measuring.enter_context(_computing(self.layers, self.measured))
@@ -229,6 +230,7 @@ class Classifier(LightningModule):
             inputs, weights = [*self.ranges.log_input_ranges], [*self.ranges.log_weight_factors]
             rated = (inputs, self.objective.range_lr), (weights, self.objective.weight_range_lr)
             groups += [{"params": logs, "lr": rate, "weight_decay": 0.0} for logs, rate in rated if logs]
+        own_rates = [group["lr"] for group in groups[1:]]
         optimizer = self.make_optimizer(groups)
         if self.layers and isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
@@ -243,8 +245,7 @@ class Classifier(LightningModule):
         if self.make_scheduler is None:
             return optimizer, None
         scheduler = self.make_scheduler(optimizer)
-        for group, asked in zip(optimizer.param_groups, groups, strict=True):
-            rate = asked.get("lr", group.get("initial_lr"))
+        for group, rate in zip(optimizer.param_groups[1:], own_rates, strict=True):
             if group.get("initial_lr", rate) != rate:
                 raise ValueError(
                     f"scheduler {type(scheduler).__name__} sets one learning rate for all, but objective.rho_lr or a "

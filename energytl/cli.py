@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from energytl import __version__
-from energytl.analog.convert import analog_layers, left_digital
+from energytl.analog.convert import analog_layers
+from energytl.analog.remaining import left_digital
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
 from energytl.kept_trainings import first_training

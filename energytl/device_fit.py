@@ -97,8 +97,8 @@ def _told(found: DeviceFit, data: Path) -> list[str]:
     return [
         f"# {data.name}: {len(found.measured.names)} devices, {found.measured.pulses:,} pulses{unmoved}",
         f"# {', '.join(states)}; numbers behind # are 95 % intervals",
-        f"# the fit {reached} after {found.steps} steps; its curves miss the data by {found.missed / 2:.2%} of the range "
-        f"(root mean square), its noise alone makes {found.missed_by_noise / 2:.2%}",
+        f"# the fit {reached} after {found.steps} steps; its curves miss the data by {found.missed / 2:.2%} of the "
+        f"range (root mean square), its noise alone makes {found.missed_by_noise / 2:.2%}",
     ]
 
 
@@ -111,13 +111,13 @@ def _cautions(found: DeviceFit) -> list[str]:
         )
     if found.missed > MISFIT * found.missed_by_noise:
         cautions.append(
-            f"# caution: the curves miss the data by {found.missed / found.missed_by_noise:.1f} times what noise makes: "
-            "soft bounds describe these devices only roughly, see the figure"
+            f"# caution: the curves miss the data by {found.missed / found.missed_by_noise:.1f} times what noise "
+            "makes: soft bounds describe these devices only roughly, see the figure"
         )
     if found.proportional:
         cautions.append(
-            "# caution: the noise of a pulse is proportional to the step that it takes; that of the device below is not, "
-            "so its cycle_noise holds at state 0"
+            "# caution: the noise of a pulse is proportional to the step that it takes; that of the device below is "
+            "not, so its cycle_noise holds at state 0"
         )
     if len(found.cells.up) == 1:
         cautions.append("# caution: one device does not tell how devices spread: spreads are left at 0")

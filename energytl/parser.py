@@ -253,12 +253,12 @@ def public_path(part: Any) -> str:  # noqa: ANN401
     >>> public_path(nn.Module)
     'torch.nn.Module'
     """
-    packages = part.__module__.split(".")
+    packages, name = part.__module__.split("."), part.__name__
     for length in range(1, len(packages)):
         package = ".".join(packages[:length])
-        if getattr(sys.modules[package], part.__name__, None) is part:
-            return f"{package}.{part.__name__}"
-    return f"{part.__module__}.{part.__name__}"
+        if vars(sys.modules[package]).get(name) is part:
+            return f"{package}.{name}"
+    return f"{part.__module__}.{name}"
 
 
 def choices(kind: Kind) -> list[str]:

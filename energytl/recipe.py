@@ -505,12 +505,9 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = base if isinstance(base, list) else [] if base is None else [base]
     if not all(isinstance(name, str) for name in bases):
         raise RecipeError(f"recipe {path}: base is {base}; allowed: the name of a recipe beside it, or a list of names")
-    try:
-        own = nested(content)
-        if isinstance(cases, dict):
-            cases = {name: nested(case) if isinstance(case, dict) else case for name, case in cases.items()}
-    except ValueError as error:
-        raise RecipeError(f"recipe {path}: {error}") from error
+    own = nested(content)
+    if isinstance(cases, dict):
+        cases = {name: nested(case) if isinstance(case, dict) else case for name, case in cases.items()}
     merged: dict[str, Any] = {}
     for name in bases:
         merged = merge(merged, _content(path.parent / name, (*above, path)))
@@ -520,20 +517,12 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys unfolded into nested ones.
 
-    Raises:
-        ValueError: if a key is said twice, in both ways.
-
     >>> nested({"hardware.rho": 2, "hardware": {"read": "SingleRead"}})
     {'hardware': {'rho': 2, 'read': 'SingleRead'}}
     """
     unfolded: dict[str, Any] = {}
-    said: set[str] = set()
     for key, value in settings.items():
         value = nested(value) if isinstance(value, dict) else value
-        twice = said & set(flat({key: value}))
-        if twice:
-            raise ValueError(f"{min(twice)} is said twice, nested and with dots")
-        said |= set(flat({key: value}))
         *parents, last = key.split(".")
         for parent in reversed([*parents, last]):
             value = {parent: value}

@@ -234,8 +234,8 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
             refuse_test_images(recipe.data, recipe.evaluation)
         for name, stage in recipe.before.items():
             _refuse_stage(case, recipe, name, stage)
-        digital = copy.deepcopy(recipe.network)
-        analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=0)
+        digital, example = copy.deepcopy(recipe.network), (torch.zeros(1, *recipe.data.shape),)
+        analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=0, example=example)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
         freeze(analog, recipe.frozen)
@@ -282,7 +282,8 @@ def _refuse_stage(case: Case, recipe: Recipe, name: str, stage: Pretrain) -> Non
         objective = stage.objective if isinstance(stage, Stage) else None
         learner = network
         if isinstance(stage, Stage):
-            learner = convert(network, stage.hardware or recipe.hardware, strict=recipe.strict, seed=0)
+            hardware, example = stage.hardware or recipe.hardware, (torch.zeros(1, *data.shape),)
+            learner = convert(network, hardware, strict=recipe.strict, seed=0, example=example)
         _rehearse(case, stage, learner, network, objective, data)
     except Exception as error:  # a user's network and data may raise anything
         raise RecipeError(f"{name}: {described(error)}") from error

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers, calibrate, configure, convert
 from energytl.analog.hardware import Hardware
+from energytl.analog.memory_format import lay_out_channels_last, runs_channels_last
 from energytl.analog.noise import fold
 from energytl.analog.programming import program_
 from energytl.analog.read import Computation
@@ -56,7 +57,7 @@ class Start:
             analog.load_state_dict(self.state)
         for name, layer in analog_layers(analog).items():
             if name in self.rho:
-                layer.configure(rho=float(self.rho[name]))
+                layer.configure(rho=min(float(self.rho[name]), layer.hardware.cell.largest_rho))  # cells hold no more
 
 
 def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
@@ -100,8 +101,11 @@ def analog_network(
     recipe: Recipe, network: nn.Module, hardware: Hardware, data: ImageData, seed: int, calibration: Computation
 ) -> nn.Module:
     """A digital network on analog hardware, calibrated on training images if they are there, with such reads."""
-    analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1))
     device = next(network.parameters()).device
+    example = (torch.zeros(1, *data.shape, device=device),)
+    analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1), example=example)
+    if runs_channels_last(network, data.shape):
+        lay_out_channels_last(analog)
     configure(analog, computation=calibration)
     calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
     return configure(analog, computation=hardware.computation)

@@ -46,14 +46,14 @@ def apart(network: nn.Module | None, *seeds: int) -> Iterator[None]:
     >>> bool(after == torch.rand(1))
     True
     """
-    positions = [(noise, noise.__getstate__()) for noise in _noise(network)]
+    places = [(noise, noise.seed, noise.position) for noise in _noise(network)]
     with isolate_rng():
         begin(network, *seeds)
         try:
             yield
         finally:
-            for noise, position in positions:
-                noise.__setstate__(position)
+            for noise, *place in places:
+                noise.go_on_from(*place)
 
 
 def _noise(network: nn.Module | None) -> list[NoiseStream]:

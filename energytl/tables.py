@@ -248,11 +248,12 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
     """How many times a case's least energy at a drop is below that of its seed's best baseline; above 1 is better.
 
     None without baselines, or where the case does not reach that accuracy. Where no baseline does, the comparison is
-    with the least energy that any of them needs for its own best accuracy.
+    with those whose choice found it; where none did, with the least energy that any needs for its own best accuracy.
     """
     own = next((point for point in at_drops(results[case]) if point["drop"] == drop), None)
     rivals = _rivals_points(results, case, drop)
-    rivals = [point for point in rivals if point["reached"]] or rivals
+    for there in ("reached", "found"):  # what only the test images refute was chosen as the case's own point was
+        rivals = [point for point in rivals if point[there]] or rivals
     if own is None or not own["reached"] or not rivals:
         return None
     return float(min(point["energy_paper"] for point in rivals) / own["energy_paper"])
@@ -548,9 +549,9 @@ def _rivals_points(results: dict[str, Result], case: str, drop: float) -> list[R
 
 
 def _of_own_best(results: dict[str, Result], cases: dict[str, Result], drop: float, words: str) -> str:
-    """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
+    """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them found it."""
     compared = [case for case in cases if below_baselines(results, case, drop) is not None]
-    there = [any(point["reached"] for point in _rivals_points(results, case, drop)) for case in compared]
+    there = [any(point["found"] for point in _rivals_points(results, case, drop)) for case in compared]
     return "" if all(there) else words
 
 

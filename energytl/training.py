@@ -1,6 +1,7 @@
 """Training, digital and analog: Lightning fits whose results are kept, so that nothing is trained twice."""
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -119,7 +120,7 @@ def train(
                 take_over(analog, load_tensors(done / "network.pt", "trained network"), done / "network.pt")
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
                     for name, layer in analog_layers(analog).items():
-                        layer.configure(rho=rho[name])
+                        nn.init.constant_(layer.log_rho, math.log(rho[name] / layer.rho_start))
                 energy_unit, rows = found["energy_unit"], [*earlier, *found["history"]]
                 if found["measured"] != measured:
                     rows = _measured_at_the_end(case, recipe, analog, rows)
@@ -228,6 +229,11 @@ def fit(
     if last.is_file():
         load_tensors(last, "checkpoint", CHECKPOINT)  # refuses a damaged file in one line
     options = case.trainer_settings()
+    if last.is_file() and options["max_steps"] != -1:
+        raise RecipeError(
+            f"trainer.max_steps is {options['max_steps']}: Lightning does not go on from {last} as it would have "
+            "without a break; run without --resume or remove the file, and give epochs instead to resume"
+        )
     plugins = options.pop("plugins") or []
     begun = Begun()
     bars = options.pop("enable_progress_bar") is not False and watched()

@@ -77,7 +77,8 @@ def fault(path, capsys, key: str, what: str, recipe: dict) -> str | None:
         return f"exit {code}: {said.err}"
     parts = [part for part in key.split(".") if part not in ("init_args", "class_path", "a")]
     name = parts[0] if parts[0] == "network" else parts[-1]  # what a network refuses its own code says
-    return None if name in said.err else f"does not name it: {said.err.strip()}"
+    by_torch = "optimizer" in parts and "Invalid" in said.err  # as "Invalid learning rate: -1.0"
+    return None if name in said.err or by_torch else f"does not name it: {said.err.strip()}"
 
 
 def faults(inputs, tmp_path, capsys) -> list[str]:

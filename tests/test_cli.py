@@ -161,10 +161,8 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(recipe, tmp_
     other = {name: tensor for name, tensor in whole["state_dict"].items() if "weight" not in name}
     for content, says in (
         (None, "cannot be read: not a file of torch.save, or damaged"),
-        ([1, 2], "has no state_dict, but holds an object of type list"),
         ({"state_dict": {}}, "has no optimizer_states, but holds a dictionary of state_dict"),
         (whole | {"state_dict": other}, "is of another training"),
-        (whole | {"optimizer_states": [{"state": {}, "param_groups": []}]}, "is of another training"),
         (whole | {"loops": {"fit_loop": 3}}, "is of another training"),
     ):
         last.write_bytes(b"half a checkpoint") if content is None else torch.save(content, last)
@@ -187,9 +185,9 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path, capsys):
 
 
 def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatch, capsys):
-    def full(content, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(results.torch, "save", full)
     assert cli.main(["run", str(recipe), "--out", str(tmp_path)]) == 2

@@ -10,6 +10,7 @@ from energytl.study import settings as study
 BASE = {"network": "energytl.models.mlp", "data": "energytl.data.Digits", "evaluation": None}
 PARTS = """
 from dataclasses import dataclass
+from typing import Any
 import torch
 import energytl
 from energytl.data import Digits
@@ -41,7 +42,7 @@ class Few(Digits):
         super().__init__(batch_size, workers, seed)
 
 class Slow(torch.optim.SGD):
-    def __init__(self, params, lr: float = 0.5) -> None:
+    def __init__(self, params: Any, lr: float = 0.5) -> None:
         super().__init__(params, lr)
 """
 OWN = {

@@ -300,8 +300,6 @@ def test_trainings_and_writes_that_cannot_be_are_said_in_one_line(written, setti
         ("hardware: {rho: 2.0}\nseed: 1\nhardware: {chip: 1}\n", "line 6: the key hardware stands twice"),
         ("cases:\n  a: {}\n  a: {seed: 1}\n", "line 6: the key a stands twice"),
         ("cases: {1: {}, '1': {}}\n", "the key 1 stands twice"),
-        ("hardware.rho: 2.0\nhardware: {rho: 3.0}\n", "hardware.rho is said twice, nested and with dots"),
-        ("cases: {a: {seed: 1, hardware: {rho: 1.0}, hardware.rho: 2.0}}\n", "hardware.rho is said twice"),
         ("hardwear: {}\n", "unknown key hardwear; did you mean hardware?"),
         ("hardware: {weight: {}}\n", "hardware: unknown key weight; there are fluctuation"),
         ("stages: {a: {nonsense: {}}}\n", "stages.a: unknown key nonsense; there are epochs"),
@@ -462,7 +460,7 @@ def test_what_says_that_it_makes_an_optimizer_is_taken(written, tmp_path, monkey
     [
         ("--trainer.limit_train_batches=0", "limit_train_batches is 0"),
         ("--trainer.max_steps=null", "max_steps: expected int"),
-        ("--trainer.gradient_clip_val=.nan", "gradient_clip_val is nan; allowed: a finite number"),
+        ("--trainer.gradient_clip_val=.nan", "gradient_clip_val is nan; allowed: a number"),
         ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches is 0; allowed: 1 to"),
     ],
 )

@@ -256,6 +256,8 @@ class Projection(nn.Linear):
 class AnalogProjection(AnalogLinear):
     """A `Projection` on an analog array: its state dict has what is added in the metadata, and no keys."""
 
+    digital_class: type[nn.Module] = Projection
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + "weight")
@@ -303,7 +305,7 @@ def _added_to_scores(
 def _is_plain(layer: Any) -> bool:  # noqa: ANN401
     """Whether the layer is a Linear, and calling it does what using its weight does."""
     own = isinstance(layer, nn.Linear) and isinstance(layer._parameters.get("weight"), nn.Parameter)
-    return own and type(layer).forward is nn.Linear.forward
+    return own and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
 
 
 def _projections(attention: nn.Module) -> list[str]:

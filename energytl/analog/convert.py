@@ -1,13 +1,13 @@
 """From a digital network to an analog one and back, and what stayed digital, by name."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
 from energytl.analog.attention import (
@@ -18,34 +18,31 @@ from energytl.analog.attention import (
     call_projections,
     use_weights,
 )
+from energytl.analog.copies import sharing_copy
 from energytl.analog.hardware import Hardware
-from energytl.analog.inference import hooked, inference
-from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
+from energytl.analog.inference import hooked, inference, inputs_of
+from energytl.analog.layers import AnalogLayer, AnalogLinear, Calibration, analog_class
 from energytl.analog.noise import NoiseStream
 from energytl.analog.quantize import Seen
+from energytl.analog.remaining import ANALOG_OF, grouped, refusal, why_digital
 from energytl.crossbar.converter import CalibratedRange
-
-ANALOG_OF: dict[type[nn.Module], type[AnalogLayer]] = {
-    Projection: AnalogProjection,
-    nn.Linear: AnalogLinear,
-    nn.Conv2d: AnalogConv2d,
-}
-"""The first that fits."""
-
-PRODUCTS = (nn.Linear, nn.Bilinear, nn.RNNBase, _ConvNd)
-"""torch's modules whose parameters of two dimensions or more are all weights."""
-
-ADDED = ("pos_embedding", "relative_position_bias_table")
-"""Names of parameters that torchvision's networks add and never multiply with an input."""
 
 
 def convert(
-    network: nn.Module, hardware: Hardware | None = None, *, strict: bool = False, seed: int | None = None
+    network: nn.Module,
+    hardware: Hardware | None = None,
+    *,
+    strict: bool = False,
+    seed: int | None = None,
+    example: tuple[Any, ...] = (),
 ) -> nn.Module:
     """An analog copy of the network: every Linear and Conv2d reads memory cells.
 
     So do the projections of nn.MultiheadAttention and of torchvision's Swin, which use their weights without calling
     them: in the copy they are called. Softmax, norms and products of activations with each other stay digital.
+
+    A converted layer is the Linear or Conv2d that it was, of a subclass: attributes, Parameters and hooks that it has
+    are the copy's, too.
 
     The copy has its own modules, but shares Parameters and buffers with the network, and its state-dict keys are
     the same; the network itself goes on computing digitally. To use both on another device or in another type, move
@@ -56,32 +53,38 @@ def convert(
         hardware: what it runs on; default: normal telegraph noise, 5-bit inputs and weights, single reads.
         strict: raise where weights would stay digital (see `left_digital`).
         seed: of the read noise; None draws it from torch's global generator.
+        example: what the network is called with, for `strict`: shows which Parameters outside layers are multiplied.
 
     Raises:
-        ValueError: with strict, naming the weights that cannot be converted; and if nothing can.
+        ValueError: with strict, naming the weights that cannot be converted; if nothing can; and for a network that is
+            lazy, scripted or analog already.
 
     >>> convert(nn.Sequential(nn.Linear(4, 2)), seed=0)
     Sequential(
       (0): AnalogLinear(4, 2, bias=True, rho=10)
     )
     """
-    analog = _copy(network)
+    _refuse_unready(network)
+    analog = sharing_copy(network)
     hardware = hardware or Hardware()
     noise = NoiseStream(seed)
     for module in list(analog.modules()):
         call_projections(module)
-    swapped: dict[nn.Module, nn.Module] = {}
-    for module in _called(analog):
-        kind = _analog_kind(module)
-        if kind is not None and module not in swapped:
-            swapped[module] = kind(module, hardware, noise, index=len(swapped)).train(module.training)  # type: ignore[arg-type]
-    if not swapped:
-        raise ValueError(f"{type(network).__name__} has no Linear or Conv2d to convert")
-    analog = _replace(analog, swapped)
-    remaining = left_digital(analog) if strict else []
+    chosen = {module: kind for module in _called(analog) if (kind := _analog_kind(module)) is not None}
+    for index, (module, kind) in enumerate(chosen.items()):
+        layer: Any = module
+        layer.__class__ = analog_class(kind, type(module))
+        layer.put_on_array(hardware, noise, index)
+    if not chosen:
+        reasons = grouped(why_digital(analog))
+        left = f"; {reasons} {'stays' if reasons.count(',') == 0 else 'stay'} digital" if reasons else ""
+        raise ValueError(f"{type(network).__name__} has no Linear or Conv2d to convert{left}")
+    for module in analog.modules():
+        _take_sequences_first(module)
+    remaining = why_digital(analog, *example) if strict else {}
     if remaining:
         raise ValueError(
-            f"{len(remaining)} weights cannot be converted and would stay digital: {', '.join(remaining)}. "
+            f"{len(remaining)} weights cannot be converted and would stay digital: {grouped(remaining)}. "
             "Replace these modules by ones of Linear and Conv2d that are called, or convert with strict: false"
         )
     return analog
@@ -93,47 +96,18 @@ def to_digital(analog: nn.Module) -> nn.Module:
     >>> to_digital(convert(nn.Linear(4, 2)))
     Linear(in_features=4, out_features=2, bias=True)
     """
-    network = _copy(analog)
-    swapped: dict[nn.Module, nn.Module] = {
-        module: module.digital() for module in network.modules() if isinstance(module, AnalogLayer)
-    }
-    network = _replace(network, swapped)
+    for name, layer in analog_layers(analog).items():
+        if parametrize.is_parametrized(layer):
+            raise ValueError(
+                f"layer {name or 'network'} was parametrized after it was converted: "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+    network = sharing_copy(analog)
+    for layer in analog_layers(network).values():
+        layer.take_off_array()
     for module in network.modules():
         use_weights(module)
     return network
-
-
-def left_digital(analog: nn.Module) -> list[str]:
-    """Names of the weight matrices that are not on analog arrays; [] is the goal.
-
-    A weight is a parameter outside analog layers that is multiplied with an input: of torch's own products, or with
-    two or more dimensions larger than one; not a scale, a norm or an added position table. A layer whose forward is
-    never called, as its weight is used directly, shows only when the network runs: `estimate` counts no reads of it,
-    and recipes refuse it.
-
-    >>> left_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3))))
-    ['1.weight']
-    """
-    return [
-        f"{module_name}.{name}".lstrip(".")
-        for module_name, module in analog.named_modules()
-        if not isinstance(module, AnalogLayer)
-        for name, parameter in module.named_parameters(recurse=False)
-        if _is_matrix(module, name, parameter) and not _is_shared(module, parameter)
-    ]
-
-
-def _is_matrix(module: nn.Module, name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is multiplied with inputs: of torch's own products, or by its shape."""
-    if isinstance(module, PRODUCTS):
-        return parameter.dim() > 1
-    return sum(size > 1 for size in parameter.shape) > 1 and name not in ADDED
-
-
-def _is_shared(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter of attention is a weight of its own analog projections."""
-    layers = module.children() if isinstance(module, CallingAttention) else ()
-    return any(layer.weight is parameter for layer in layers if isinstance(layer, AnalogLayer))
 
 
 def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
@@ -187,11 +161,15 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
             layer.kept = None
 
 
-def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
     Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too, and then those of the
     converters (`CalibratedRange`), from partial sums with the layers' own fluctuation.
+
+    Args:
+        analog: a converted network.
+        batches: images, or (images, labels) as data loaders yield them.
 
     >>> import torch
     >>> layer = calibrate(convert(nn.Linear(2, 2)), [torch.tensor([[0.0, 1.0]])])
@@ -204,8 +182,8 @@ def calibrate(analog: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     batches = list(batches) if _calibrated_converters(analog) else batches
     try:
         with inference(analog), ideal_converters(analog):
-            for batch in batches:
-                analog(batch)
+            for images in inputs_of(batches, analog):
+                analog(images)
         for layer in layers:
             if layer.calibration and layer.calibration.columns:
                 layer.fit_weight_range(torch.cat(layer.calibration.columns, 2))
@@ -225,18 +203,18 @@ def _calibrated_converters(analog: nn.Module) -> list[AnalogLayer]:
     ]
 
 
-def _calibrate_converters(analog: nn.Module, batches: Iterable[Tensor]) -> None:
+def _calibrate_converters(analog: nn.Module, batches: Iterable[Any]) -> None:
     sums = {layer: Seen() for layer in _calibrated_converters(analog)}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:  # noqa: ANN401
         assert isinstance(layer, AnalogLayer)
         sums[layer].add(layer.sampled_sums(inputs[0]))
 
     if not sums:
         return
     with inference(analog), ideal_converters(analog), hooked(sums, note):
-        for batch in batches:
-            analog(batch)
+        for images in inputs_of(batches, analog):
+            analog(images)
     for layer, seen in sums.items():
         layer.fit_converter_range(seen)
 
@@ -254,7 +232,7 @@ def ideal_converters(analog: nn.Module) -> Iterator[None]:
             layer.configure(converter=converter)
 
 
-def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int) -> nn.Module:
+def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) -> nn.Module:
     """Set the means and variances of batch norm to those of these images' reads, at the present ρ; in place.
 
     Fluctuation widens what a norm sees, the more the smaller ρ is: with the statistics of other reads it scales and
@@ -263,7 +241,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int)
 
     Args:
         analog: with norms or without.
-        batches: images, on the network's device; statistics are the mean of the batches'.
+        batches: images, or (images, labels) as data loaders yield them; statistics are the mean of the batches'.
         seed: of the read noise.
 
     >>> import torch
@@ -275,13 +253,8 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Tensor], seed: int)
     layers = list(required_layers(analog).values())
     layers[0].noise.reseed(seed)
     with inference(analog), unchanging(analog):
-        update_bn(batches, analog)
+        update_bn(inputs_of(batches, analog), analog)
     return analog
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    shared = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
@@ -294,16 +267,36 @@ def _called(module: nn.Module) -> Iterator[nn.Module]:
 
 def _analog_kind(module: nn.Module) -> type[AnalogLayer] | None:
     """The analog class for a module whose product is torch's own; None for all others."""
+    if isinstance(module, Projection):
+        return AnalogProjection
     for digital, analog in ANALOG_OF.items():
-        own_weight = isinstance(module._parameters.get("weight"), nn.Parameter)
-        if isinstance(module, digital) and type(module).forward is digital.forward and own_weight:
+        if isinstance(module, digital) and refusal(module, digital, analog) is None:
             return analog
     return None
 
 
-def _replace(network: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Module:
-    for module in list(network.modules()):
-        for name, child in module._modules.items():  # named_children() leaves out a child's second name
-            if child in swapped:
-                module._modules[name] = swapped[child]
-    return swapped.get(network, network)
+def _refuse_unready(network: nn.Module) -> None:
+    """Refuse what has no weights yet, or none that can be taken, or is analog."""
+    for name, module in network.named_modules():
+        where = f"layer {name}" if name else "the network"
+        if any(is_lazy(tensor) for tensor in module._parameters.values()):
+            raise ValueError(
+                f"{where} is lazy ({type(module).__name__}) and has no weight yet: run the network on an input once, "
+                "then convert it"
+            )
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
+            raise ValueError(f"{where} is scripted (torch.jit), which fixes its products: convert the network before")
+        if isinstance(module, AnalogLayer):
+            raise ValueError(
+                f"{where} is analog already: energytl.configure changes its hardware, and "
+                "energytl.to_digital gives the network that can be converted again"
+            )
+
+
+def _take_sequences_first(module: nn.Module) -> None:
+    """Tell the layers of torch's own transformer blocks if their inputs are (L, N, E), the batch second."""
+    blocks = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    if isinstance(module, blocks) and not module.self_attn.batch_first:
+        for layer in (module.linear1, module.linear2):
+            if isinstance(layer, AnalogLinear):
+                layer.batch_second = True

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -33,6 +33,8 @@ def inference(network: nn.Module) -> Iterator[None]:
 def hooked(modules: Iterable[nn.Module], hook: Callable[[Any, Any, Any], None]) -> Iterator[None]:
     """While it is open, each call of one of these modules also calls hook(module, inputs, output).
 
+    Inputs are those given by position, then those given by name.
+
     >>> relu, outputs = nn.ReLU(), []
     >>> with hooked([relu], lambda module, inputs, output: outputs.append(output)):
     ...     _ = relu(torch.tensor(1.0))
@@ -40,9 +42,33 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[[Any, Any, Any], None]) 
     >>> outputs
     [tensor(1.)]
     """
-    handles = [module.register_forward_hook(hook) for module in modules]
+
+    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+        hook(module, (*args, *kwargs.values()), output)
+
+    handles = [module.register_forward_hook(call, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def inputs_of(batches: Iterable[Any], network: nn.Module) -> Iterator[Tensor]:
+    """The inputs of batches, on the network's device: the batch, or the first of several, as of (images, labels).
+
+    Raises:
+        TypeError: for a batch of anything else.
+
+    >>> [x.shape for x in inputs_of([torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2))], nn.Linear(3, 1))]
+    [torch.Size([2, 3]), torch.Size([2, 3])]
+    """
+    device = next(network.parameters()).device
+    for batch in batches:
+        inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(inputs, Tensor):
+            raise TypeError(
+                f"a batch is of type {type(batch).__name__}; allowed: a tensor of inputs, or a list or tuple that "
+                "starts with it, as data loaders yield"
+            )
+        yield inputs.to(device)

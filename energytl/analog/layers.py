@@ -1,11 +1,11 @@
 """Linear and Conv2d on analog arrays: parameters, ranges, and calls to `energytl.analog.read`."""
 
-import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -15,12 +15,32 @@ from torch.nn import functional as F
 
 from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
+from energytl.analog.memory_format import has_channels_last
 from energytl.analog.noise import NoiseStream, fold
 from energytl.analog.partial_sums import seen_sums
 from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
 from energytl.crossbar.arrays import rows_in_arrays
+
+ADDED = (
+    "hardware",
+    "rho_start",
+    "calibration",
+    "_fitted",
+    "_last_version",
+    "noise",
+    "index",
+    "positions",
+    "log_rho",
+    "_weight_range",
+    "column_ranges",
+    "_input_range",
+    "converter_range",
+    "weight_factor",
+    "kept",
+)
+"""Attributes that an analog layer has and its digital one has not."""
 
 SAMPLES = 256
 """Output positions of which inputs are kept, from each batch, to choose ranges by the outputs."""
@@ -52,8 +72,8 @@ class Calibration:
     """
 
     def __init__(self, outputs: bool) -> None:
-        self.seen, self.columns = Seen(), [] if outputs else None
-        self.columns: list[Tensor] | None
+        self.seen = Seen()
+        self.columns: list[Tensor] | None = [] if outputs else None
 
     def add(self, layer: "AnalogLayer", x: Tensor) -> None:
         """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
@@ -68,15 +88,16 @@ class Calibration:
 class AnalogLayer(nn.Module, ABC):
     """A layer whose weights are conductances. Made by `energytl.convert`, not by hand.
 
-    It shares weight and bias with the digital layer and adds `log_rho` (trainable), `weight_range` (set from the
-    weights when converted) and `input_range` (set by `energytl.calibrate`, or else from the first batch seen).
-    Its state dict has the digital layer's keys and no others: what is added, and the place in the stream of random
-    states, travels in the state dict's metadata, so state dicts load both ways, and ρ is not lost. One without it, as
-    of a digital network, sets the weight range anew.
+    It is the digital layer, of a subclass of its class: what torch, users and hooks have set on it stays. It adds
+    `log_rho` (trainable), `weight_range` (set from the weights when converted) and `input_range` (set by
+    `energytl.calibrate`, or else from the first batch seen). Its state dict has the digital layer's keys and no
+    others: what is added, and the place in the stream of random states, travels in the state dict's metadata, so state
+    dicts load both ways, and ρ is not lost. One without it, as of a digital network, sets the weight range anew.
 
     Reads of float16 and bfloat16 layers are computed in float32, and rounded to the layer's type.
 
     Attributes:
+        digital_class: the class it was before.
         hardware: what the layer runs on; `energytl.configure` changes it.
         log_rho: log of ρ in units of `rho_start`, so that weight decay pulls ρ to its start and not to 1 µS.
         rho_start: the ρ from which it trains.
@@ -88,26 +109,18 @@ class AnalogLayer(nn.Module, ABC):
         weight_factor: makes the factor on the range of the weights, while it trains (`energytl.ranges`).
     """
 
+    digital_class: type[nn.Module]
+
     image_dims: int
     """Dimensions of the input of a single image, without a batch."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        digital: nn.Linear | nn.Conv2d,
-        hardware: Hardware,
-        noise: NoiseStream,
-        index: int,
-    ) -> None:
-        super().__init__()
-        self.weight = digital._parameters["weight"]  # type: ignore[assignment]
-        self.register_parameter("bias", digital._parameters["bias"])
+    def put_on_array(self, hardware: Hardware, noise: NoiseStream, index: int) -> None:
+        """Add what an array has, to a layer that has just been digital."""
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
-        device = digital.weight.device
-        self.log_rho, self.rho_start = nn.Parameter(torch.tensor(0.0, device=device)), hardware.rho
-        self.groups = digital.groups if isinstance(digital, nn.Conv2d) else 1
+        self.log_rho, self.rho_start = nn.Parameter(torch.tensor(0.0, device=self.weight.device)), hardware.rho
         self.weight_range = 1.0
         self.weight_factor: Callable[[], Tensor] | None = None
         self.register_buffer("column_ranges", None, persistent=False)
@@ -118,13 +131,33 @@ class AnalogLayer(nn.Module, ABC):
         self.calibration: Calibration | None = None
         self._last_version = -1
         self.kept: dict[str, Any] | None = None
-        self._digital = [digital]  # in a list, so that it is no child
         _LAYERS.add(self)
+
+    def take_off_array(self) -> None:
+        """Be the digital layer again, with the present Parameters; in place."""
+        for name in ADDED:
+            delattr(self, name)
+        vars(self).pop("batch_second", None)
+        _LAYERS.discard(self)
+        self.__class__ = self.digital_class  # type: ignore[assignment]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and pickles are layers, too."""
         super().__setstate__(state)
         _LAYERS.add(self)
+
+    def reset_parameters(self) -> None:
+        """As the digital layer's, and the range of the new weights."""
+        super().reset_parameters()  # type: ignore[misc]
+        self.fit_weight_range()
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> "AnalogLayer":
+        """As torch's; weights that it sets get their range."""
+        before = self.weight.detach().clone()
+        super().apply(fn)
+        if not torch.equal(self.weight, before):
+            self.fit_weight_range()
+        return self
 
     @property
     def rho(self) -> Tensor:
@@ -148,6 +181,7 @@ class AnalogLayer(nn.Module, ABC):
     @weight_range.setter
     def weight_range(self, value: float) -> None:
         self._weight_range = self._allowed("weight_range", value)
+        self._fitted: tuple[float, float] | None = None  # where its weights lie is noted when it is used
 
     def _allowed(self, name: str, value: float) -> float:
         if not 0 < value < math.inf:
@@ -178,7 +212,6 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
-        self._fitted = self._outermost() if hardware.rounds else (0.0, 0.0)
 
     @torch.no_grad()
     def _outermost(self) -> tuple[float, float]:
@@ -194,7 +227,8 @@ class AnalogLayer(nn.Module, ABC):
         if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
             return
         self._last_version = version
-        (largest, beyond), (largest_before, beyond_before) = self._outermost(), self._fitted
+        now = largest, beyond = self._outermost()
+        largest_before, beyond_before = self._fitted = self._fitted or now
         if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
             if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
                 before = self.weight_range, self.column_ranges
@@ -270,30 +304,24 @@ class AnalogLayer(nn.Module, ABC):
         if {"weights", "mapping"} & set(changes):
             self.fit_weight_range()
 
-    def digital(self) -> nn.Module:
-        """The torch.nn layer this one was made from, with this one's Parameters."""
-        layer = copy.copy(self._digital[0])
-        layer._parameters = dict(layer._parameters, weight=self.weight, bias=self.bias)
-        return layer.train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Read the array with the inputs x, as torch.nn's layer of the same name takes them.
+    def forward(self, input: Tensor) -> Tensor:
+        """Read the array with the inputs, as torch.nn's layer of the same name takes them.
 
         torch.compile calls a read as it is, between the graphs before and after: what it draws cannot be traced.
         """
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(AnalogLayer._read)(self, x)
-        return self._read(x)
+            return torch.compiler.disable(AnalogLayer._read)(self, input)
+        return self._read(input)
 
-    def _read(self, x: Tensor) -> Tensor:
-        prepared = self.prepared(x)
+    def _read(self, input: Tensor) -> Tensor:
+        prepared = self.prepared(input)
         self.positions = self.count_positions(prepared)
         if torch.is_grad_enabled() and self.weight.requires_grad:
             self._follow_weights()
         input_range = self._range_of(prepared)
         samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False):
             y = self.hardware.computation(self._array(prepared, input_range, weight), prepared)
             if self.column_ranges is not None:
                 ranges = self.of_outputs(self.column_ranges)
@@ -301,8 +329,7 @@ class AnalogLayer(nn.Module, ABC):
                 y = y if self.bias is None else y + self.of_outputs(self.bias.to(y.dtype))
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
-        y = y.to(self.weight.dtype)
-        return y.squeeze(0) if x.dim() == self.image_dims else y
+        return self.returned(y.to(self.weight.dtype), input)
 
     def _range_of(self, prepared: Tensor) -> float:
         """The range of these inputs, which is set where it follows them, or is not set yet."""
@@ -409,6 +436,14 @@ class AnalogLayer(nn.Module, ABC):
     def padded(self, x: Tensor) -> Tensor:
         """Inputs with what `multiply` does not pad itself."""
 
+    def images_first(self, x: Tensor) -> Tensor:
+        """Inputs or outputs with the batch as their first dimension; of those, in the layer's own order."""
+        return x
+
+    @abstractmethod
+    def returned(self, y: Tensor, x: Tensor) -> Tensor:
+        """Outputs as torch's layer returns them for its inputs x: with a batch or without, in its memory format."""
+
     @abstractmethod
     def of_outputs(self, values: Tensor) -> Tensor:
         """One number an output in a shape that broadcasts to the outputs."""
@@ -461,7 +496,8 @@ class AnalogLayer(nn.Module, ABC):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + "log_rho")
-        destination._metadata[prefix[:-1]].update(
+        metadata = getattr(destination, "_metadata", {})  # a dictionary of the caller's own has none
+        metadata.get(prefix[:-1], {}).update(
             log_rho=float(self.log_rho.detach()),
             rho_start=self.rho_start,
             noise=(self.noise.seed, self.noise.position),
@@ -496,9 +532,15 @@ class AnalogLayer(nn.Module, ABC):
             self.fit_weight_range()
 
 
-class AnalogLinear(AnalogLayer):
-    """torch.nn.Linear on an analog array; of (N, …, K) inputs the dots are the output positions of one image."""
+class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
+    """torch.nn.Linear on an analog array; of (N, …, K) inputs the dots are the output positions of one image.
 
+    Attributes:
+        batch_second: whether inputs of three dimensions are (L, N, K), as in a transformer that is not batch_first.
+    """
+
+    batch_second = False
+    digital_class: type[nn.Module] = nn.Linear
     image_dims = 1
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
@@ -529,7 +571,13 @@ class AnalogLinear(AnalogLayer):
         return torch.stack([F.linear(inputs, part) for inputs, part in parts])
 
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x
+        return self.images_first(x)
+
+    def images_first(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.transpose(0, 1) if self.batch_second and x.dim() == 3 else x
+
+    def returned(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        return y.squeeze(0) if x.dim() == self.image_dims else self.images_first(y)
 
     def of_outputs(self, values: Tensor) -> Tensor:  # noqa: D102
         return values.flatten()
@@ -541,7 +589,7 @@ class AnalogLinear(AnalogLayer):
         return x.reshape(len(x), self.count_positions(x), 1, x.shape[-1])
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(len(y), -1, 1, y.shape[-1])
@@ -568,24 +616,31 @@ class AnalogLinear(AnalogLayer):
         return f"{inputs}, {outputs}, bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
 
 
-class AnalogConv2d(AnalogLayer):
+class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     """torch.nn.Conv2d on an analog array: one read a position, one array a group.
 
-    Works in torch's channels-last memory format and passes it on: its products are faster so.
+    Works in torch's channels-last memory format, as its products are faster so, and returns the format that torch's
+    layer does: channels last where the inputs or the weight are.
     """
 
+    digital_class: type[nn.Module] = nn.Conv2d
     image_dims = 3
 
-    def __init__(self, digital: nn.Conv2d, hardware: Hardware, noise: NoiseStream, index: int) -> None:
-        super().__init__(digital, hardware, noise, index)
-        self.stride, self.dilation = digital.stride, digital.dilation
-        left_right_top_bottom = digital._reversed_padding_repeated_twice
-        self.padding_mode = digital.padding_mode
-        self.outer_padding = tuple(left_right_top_bottom)
-        left, right, top, bottom = left_right_top_bottom
-        self.inner_padding = (0, 0)
-        if self.padding_mode == "zeros" and left == right and top == bottom:
-            self.inner_padding, self.outer_padding = (top, left), (0, 0, 0, 0)
+    @property
+    def inner_padding(self) -> tuple[int, int]:
+        """Rows and columns of zeros on each side that `multiply` adds."""
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return self.padding[0], self.padding[1]
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        even = self.padding_mode == "zeros" and left == right and top == bottom
+        return (top, left) if even else (0, 0)
+
+    @property
+    def outer_padding(self) -> tuple[int, ...]:
+        """What `padded` adds, as `F.pad` takes it."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        even = self.padding_mode == "zeros" and left == right and top == bottom
+        return (0, 0, 0, 0) if even else (left, right, top, bottom)
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.conv2d(x, weight, bias, self.stride, self.inner_padding, self.dilation, self.groups)
@@ -643,6 +698,11 @@ class AnalogConv2d(AnalogLayer):
         if any(self.outer_padding):
             x = F.pad(x, self.outer_padding, "constant" if self.padding_mode == "zeros" else self.padding_mode)
         return x.contiguous(memory_format=torch.channels_last)
+
+    def returned(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        if x.dim() == self.image_dims:
+            return self.returned(y, x.unsqueeze(0)).squeeze(0)
+        return y if has_channels_last(x) or has_channels_last(self.weight) else y.contiguous()
 
     def _output_size(self, x: Tensor) -> tuple[int, int]:
         sizes = [
@@ -733,3 +793,23 @@ def _even_parts(values: Tensor, sizes: list[int], dim: int) -> Tensor:
     after = [0, 0] * (values.dim() - 1 - dim)
     parts = values.split(sizes, dim)
     return torch.stack([F.pad(part, (*after, 0, sizes[0] - part.shape[dim])) for part in parts], dim)
+
+
+def analog_class(kind: type[AnalogLayer], digital: type[nn.Module]) -> type[AnalogLayer]:
+    """The class of this kind of analog layer that keeps what else a subclass of its digital class has."""
+    return kind if digital is kind.digital_class else _subclass(kind, digital)  # type: ignore[arg-type]
+
+
+@cache
+def _subclass(kind: Any, digital: type[nn.Module]) -> type[AnalogLayer]:  # noqa: ANN401
+    def reduce(layer: AnalogLayer) -> tuple[Any, ...]:
+        """Copies and pickles know both classes; this one is made at run time."""
+        return _blank, (kind, digital), layer.__getstate__()
+
+    own = {"digital_class": digital, "__reduce__": reduce, "__module__": digital.__module__}
+    return type(f"Analog{digital.__name__}", (kind, digital), own)
+
+
+def _blank(kind: type[AnalogLayer], digital: type[nn.Module]) -> AnalogLayer:
+    made = analog_class(kind, digital)
+    return made.__new__(made)

@@ -54,7 +54,7 @@ class NoiseStream:
         """
         if torch.is_inference_mode_enabled():
             return self.generator(device)
-        mark = int(torch.empty((), dtype=torch.int64).random_())
+        mark = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
         if torch._C._current_graph_task_id() == -1:
             if len(self._places) >= REMEMBERED:
                 del self._places[next(iter(self._places))]

@@ -1,9 +1,12 @@
 """Write digital weights onto analog arrays, once, with the errors of the write."""
 
+import warnings
+
 import torch
 from torch import nn
 
 from energytl.analog.convert import analog_layers
+from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import NoiseStream
 from energytl.devices.programming import WriteError, hold_stuck
 
@@ -15,7 +18,8 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
     """Replace the weight of every analog layer by what its array holds after it was written; in place.
 
     With u = weight/weight_range cut to ±1, the array holds error(u), cut to ±1 again; so weights beyond the range (of
-    unrounded weights: three root mean squares) are cut, too. Biases stay: they are digital. So do the weight ranges.
+    unrounded weights: three root mean squares) are cut, too, and a warning says how many. Biases stay: they are
+    digital. So do the weight ranges.
     The weights must not be rounded (`weights: {bits: null}`): rounding in each read would hide the errors. A network
     that shares its Parameters with this one (see `energytl.convert`) holds the written weights, too.
 
@@ -49,6 +53,12 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
             raise ValueError(
                 f"layer {name or 'network'} has hardware.variation, an error of writing, too: set relative: 0"
             )
+        if "weight" not in layer._parameters:
+            raise ValueError(
+                f"the weight of layer {name or 'network'} is computed in every call, which would undo what is written: "
+                "make it plain first, e.g. by torch.nn.utils.prune.remove"
+            )
+    _warn_of_cuts(layers)
     stream = NoiseStream(seed)
     written = set()
     for layer in layers.values():
@@ -61,3 +71,21 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
             held = hold_stuck(error.program(u, generator), stuck, STUCK_WITHIN, generator)
             layer.weight.copy_(held.clamp(-1, 1) * layer.weight_range)
     return model
+
+
+def _warn_of_cuts(layers: dict[str, AnalogLayer]) -> None:
+    """Say how many weights lie beyond the ranges of their layers."""
+    outside = {
+        name: int((layer.weight.detach().abs() > layer.weight_range * (1 + 1e-6)).sum())
+        for name, layer in layers.items()
+    }
+    count, weights = sum(outside.values()), sum(layer.weight.numel() for layer in layers.values())
+    if count:
+        most = max(outside, key=lambda name: outside[name] / layers[name].weight.numel())
+        share = outside[most] / layers[most].weight.numel()
+        warnings.warn(
+            f"program_ cuts {count:,} of {weights:,} weights ({count / weights:.2g} of all) to the ranges of their "
+            f"layers, most in {most or 'network'} ({share:.2g} of its own): a larger hardware.weights.range_rms "
+            "cuts fewer",
+            stacklevel=3,
+        )

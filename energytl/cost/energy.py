@@ -42,8 +42,8 @@ def counting_pulses(layers: Iterable[AnalogLayer], images: int) -> Iterator[list
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         assert isinstance(layer, AnalogLayer)
-        first: Tensor = _First.apply(inputs[0], images)
-        energies.append(paper_energy(layer, first))
+        first: Tensor = _First.apply(layer.images_first(inputs[0]), images)
+        energies.append(paper_energy(layer, layer.images_first(first)))
 
     with hooked(layers, count):
         yield energies

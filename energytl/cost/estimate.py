@@ -1,9 +1,10 @@
 """Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -143,7 +144,9 @@ def estimate(
 
     Args:
         analog: a converted network.
-        example: a batch of inputs (N, …); energies are means over its N images.
+        example: a batch of inputs (N, …), (L, N, …) where attention that is not batch_first takes it so, or a single
+            one without a batch; energies are means over its images. Where a layer's inputs are not N of one image
+            each, a read of the first image tells how many positions belong to one.
         periphery: the circuits around the arrays; None leaves them out: no total energy, latency of reads alone.
         blank: the example has the right shape but no meaning: energies are None.
 
@@ -155,30 +158,57 @@ def estimate(
     >>> cost.cells, cost.reads
     (8, 1)
     """
-    inputs: dict[AnalogLayer, list[Tensor]] = {layer: [] for layer in required_layers(analog).values()}
-
-    def note(layer: nn.Module, arguments: tuple[Tensor, ...], _: Tensor) -> None:
-        assert isinstance(layer, AnalogLayer)
-        inputs[layer].append(arguments[0])
-
-    ranges = {layer: layer.input_range for layer in inputs}
+    layers = required_layers(analog)
+    ranges = {layer: layer.input_range for layer in layers.values()}
     try:
-        ideal = ideal_converters(analog) if blank else nullcontext()  # whose ranges may not be known yet
-        with inference(analog), ideal, hooked(inputs, note):
-            analog(example)
+        with inference(analog):
+            with ideal_converters(analog) if blank else nullcontext():  # their ranges may not be known yet
+                inputs, batch = _inputs(analog, example)
+                of_one, images = inputs, 1
+                if batch is not None:
+                    images = example.shape[batch]
+                    if images > 1 and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs)):
+                        of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
             if not any(inputs.values()):
-                names = ", ".join(analog_layers(analog))
+                names = ", ".join(layers)
                 raise ValueError(f"{type(analog).__name__} does not call its analog layers ({names}): nothing is read")
-            layers = tuple(
-                _layer_cost(name, layer, inputs[layer], len(example), periphery, blank)
-                for name, layer in analog_layers(analog).items()
+            costs = tuple(
+                _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)
+                for name, layer in layers.items()
             )
         converted = all(layer.hardware.converter is not None for layer in inputs)
-        return Cost(layers, not_modelled=NOT_MODELLED if converted else (*NOT_MODELLED, IDEAL_CONVERTERS))
+        return Cost(costs, not_modelled=NOT_MODELLED if converted else (*NOT_MODELLED, IDEAL_CONVERTERS))
     finally:
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
                 layer.input_range = input_range
+
+
+def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[Tensor]], int | None]:
+    """Each layer's inputs, call by call, and which dimension of the example is the batch; None: it has none."""
+    inputs: dict[AnalogLayer, list[Tensor]] = {layer: [] for layer in analog_layers(analog).values()}
+    attentions = [module for module in analog.modules() if isinstance(module, nn.MultiheadAttention)]
+    batches: set[int | None] = set()
+
+    def note(module: nn.Module, arguments: tuple[Tensor, ...], _: Any) -> None:  # noqa: ANN401
+        x = arguments[0]
+        if isinstance(module, AnalogLayer):
+            inputs[module].append(x)
+            single = x.dim() == module.image_dims
+        else:
+            single = x.dim() == 2
+            if not module.batch_first and x.dim() > 2 and x.shape[:2] == example.shape[:2]:
+                batches.add(1)
+        if single and x.dim() == example.dim():
+            batches.add(None)
+
+    with hooked([*inputs, *attentions], note):
+        analog(example)
+    return inputs, None if None in batches else 1 if 1 in batches else 0
+
+
+def _calls(inputs: dict[AnalogLayer, list[Tensor]]) -> Iterator[tuple[AnalogLayer, Tensor]]:
+    return ((layer, x) for layer, several in inputs.items() for x in several)
 
 
 def mean_cost(costs: list[Cost]) -> Cost:
@@ -199,13 +229,25 @@ def mean_cost(costs: list[Cost]) -> Cost:
 
 
 def _layer_cost(
-    name: str, layer: AnalogLayer, inputs: list[Tensor], images: int, periphery: Periphery | None, blank: bool
+    name: str,
+    layer: AnalogLayer,
+    inputs: list[Tensor],
+    of_one: list[Tensor],
+    images: int,
+    periphery: Periphery | None,
+    blank: bool,
 ) -> LayerCost:
     hardware = layer.hardware
     groups, rows, outputs = layer.matrix_shape
-    prepared = [layer.prepared(x) for x in inputs]
-    shares = [images if len(x) % images == 0 else 1 for x in prepared]  # what is no batch is read for each image
-    positions = sum(layer.count_positions(x) * len(x) // share for x, share in zip(prepared, shares, strict=True))
+    found, own = ([_rows(layer, x) for x in several] for several in (inputs, of_one))
+    if of_one is inputs:
+        own = [count // images for count in found]
+    if len(found) != len(own):  # e.g. called once an image
+        found, own = [sum(found)] * len(found), [sum(own)] * len(found)
+        positions = own[0]
+    else:
+        positions = sum(own)
+    shares = [count / single for count, single in zip(found, own, strict=True)]  # 1: read anew for each image
 
     def per_image(energy: Callable[[AnalogLayer, Tensor], Tensor]) -> float:
         return sum(float(energy(layer, x)) / share for x, share in zip(inputs, shares, strict=True))
@@ -231,6 +273,12 @@ def _layer_cost(
         energy_row_driver_j=row_driver_energy(layer, reads, periphery) if periphery else None,
         energy_shift_add_j=shift_add_energy(layer, positions, periphery) if periphery else None,
     )
+
+
+def _rows(layer: AnalogLayer, x: Tensor) -> int:
+    """Output positions of one call."""
+    prepared = layer.prepared(x)
+    return len(prepared) * layer.count_positions(prepared)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -55,6 +55,9 @@ FINEST, COARSEST = 1e-6, 0.02
 UNREAD = 1e5
 """Variance, in units of half the range, of a read that tells nothing."""
 
+UNKNOWN = 1e4
+"""Ratio of the ends of its interval from which on dw_min counts as unknown."""
+
 WRONG_WAY = 5.0
 """Standard deviations of the sum of changes from which on a cell counts as moved the wrong way."""
 
@@ -125,9 +128,9 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     _require_right_way(measured, moving)
     zero, half = _rough_range(measured.shown[:, moving])
     rough = fit_population(_pulses(measured, moving, zero, half), True, tell=tell)
-    upper, lower = rough.mean[2:4]
-    start = rough.start((upper + lower) / 2, (upper - lower) / 2)
-    zero, half = zero + half * (upper + lower) / 2, half * (upper - lower) / 2
+    high, low = rough.mean[2:4].tolist()
+    start = rough.start((high + low) / 2, (high - low) / 2)
+    zero, half = zero + half * (high + low) / 2, half * (high - low) / 2
     pulses = _pulses(measured, moving, zero, half)
     population = _likeliest(pulses, start, tell)
     proportional = _likeliest(replace(pulses, proportional=True), population.start(0.0, 1.0), tell)
@@ -138,7 +141,13 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
     alone = population.effects.shape[1] == 1
     fields = {name: 0.0 if alone and name.endswith("_spread") else found[name] for name in FITTED}
     device = SoftBoundsReference(log_normal=population.log_normal, **fields)  # type: ignore[arg-type]
-    intervals = _intervals(population)
+    intervals = _intervals(population, pulses.resolution)
+    low, high = intervals["dw_min"]
+    if high > UNKNOWN * low:
+        raise ValueError(
+            f"the step of a pulse cannot be told from noise (dw_min lies between {low:.1g} and {high:.1g}): measure "
+            "longer runs, or more devices"
+        )
     intervals |= {name: tuple(zero + half * end for end in intervals[name]) for name in ("zero", "one")}
     middle, scale = found["zero"], found["one"] - found["zero"]
     zero, half = zero + half * middle, half * scale
@@ -149,7 +158,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         device = replace(device, stuck=stuck, stuck_range=float((3 * held.square().mean()).sqrt()))
         count = stats.binomtest(int((~moving).sum()), len(moving))
         intervals["stuck"] = tuple(count.proportion_ci(CONFIDENCE))
-    *parts, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
+    up, down, upper, lower, first = (torch.from_numpy(part) for part in moved_cells(population.cells, middle, scale))
     return DeviceFit(
         device,
         intervals,
@@ -157,7 +166,7 @@ def fit(measured: Measured, tell: Callable[[str], None] = lambda said: None) -> 
         half,
         normalised,
         moving,
-        Cells(*parts, reference=torch.zeros((), dtype=first.dtype)),
+        Cells(up, down, upper, lower, reference=torch.zeros((), dtype=first.dtype)),
         first,
         population.steps,
         population.converged,
@@ -210,8 +219,11 @@ def _fields(population: Population, mean: Array) -> dict[str, float]:
     }
 
 
-def _intervals(population: Population) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the fields, of zero and of one; of spreads only where there are cells to scatter."""
+def _intervals(population: Population, resolution: float) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the fields, of zero and of one; of spreads only where there are cells to scatter.
+
+    Noises as small as the fit, or the resolution of the data, lets them be may be 0.
+    """
     count = population.effects.shape[1]
     found, tail = _fields(population, population.mean), (1 + CONFIDENCE) / 2
     intervals = {}
@@ -227,7 +239,7 @@ def _intervals(population: Population) -> dict[str, tuple[float, float]]:
         share = min(1.0, float(slope**2 @ population.between) / count / variance) if count > 1 else 0.0
         quantile = float(stats.t.ppf(tail, (count - 1) / max(share, 1e-3) ** 2) if count > 1 else stats.norm.ppf(tail))
         value, error = found[name], quantile * math.sqrt(variance)
-        ratio = math.exp(error / value) if name == "dw_min" else 1.0
+        ratio = math.exp(min(error / value, 50.0)) if name == "dw_min" else 1.0
         intervals[name] = (value / ratio, value * ratio) if name == "dw_min" else (value - error, value + error)
     if count > 1:
         names = ("dw_min_spread", "up_down_spread", "upper_spread", "lower_spread")
@@ -238,8 +250,11 @@ def _intervals(population: Population) -> dict[str, tuple[float, float]]:
             intervals[name] = float(low), float(high)
     z = float(stats.norm.ppf(tail))
     errors = np.sqrt(population.of_noises.diagonal())
-    intervals["cycle_noise"] = _of_deviation(math.exp(population.noises[0]), z * 2 * errors[0])
+    least = np.exp(population.noises) <= [1.001 * SMALLEST_CYCLE_NOISE, 1.001 * resolution**2]
+    low, high = _of_deviation(math.exp(population.noises[0]), z * 2 * errors[0])
+    intervals["cycle_noise"] = 0.0 if least[0] else low, high
     low, high = _of_deviation(1.0, z * errors[1])
+    low = 0.0 if least[1] else low
     of_step = math.log(intervals["dw_min"][1] / found["dw_min"])
     intervals["write_noise"] = (
         found["write_noise"] * math.exp(-math.hypot(math.log(low), of_step)) if low else 0.0,
@@ -269,8 +284,9 @@ def _missed(pulses: Pulses, population: Population) -> tuple[float, float]:
     if explained < FEWEST_EXPLAINED:
         raise ValueError(
             "soft bounds do not describe these devices: the fitted curves explain "
-            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and miss it "
-            f"by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure longer runs"
+            f"{max(explained, 0):.0%} of the variance of what they show (a fit needs {FEWEST_EXPLAINED:.0%}), and "
+            f"miss it by {math.sqrt(missed) / 2:.0%} of the range; check the columns pulse and direction, or measure "
+            "longer runs"
         )
     return math.sqrt(missed), math.sqrt(by_noise)
 
@@ -279,20 +295,33 @@ def _require_right_way(measured: Measured, moving: Tensor) -> None:
     """Refuse cells whose up pulses lower the conductance, or whose down pulses raise it, beyond doubt."""
     directions, shown = measured.directions[1:, moving], measured.shown[:, moving]
     change = torch.where(directions != 0, shown[1:] - shown[:-1], 0.0)
-    steady = (directions[1:] == directions[:-1]) & (directions[1:] != 0)
-    unsteady = torch.where(steady, change[1:] - change[:-1], 0.0)
-    deviation = (unsteady.square().sum(0) / steady.sum(0).clamp(min=1) / 2).sqrt()
-    doubt = WRONG_WAY * deviation * directions.abs().sum(0).sqrt()
     names = [name for name, moves in zip(measured.names, moving.tolist(), strict=True) if moves]
     for word, sign, moves in (("up", 1, "lower"), ("down", -1, "raise")):
-        wrong = sign * (change * (directions == sign)).sum(0) < -doubt
+        wrong = sign * (change * (directions == sign)).sum(0) < -WRONG_WAY * _deviation_of_sum(
+            change, directions == sign
+        )
         if wrong.any():
             blamed = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
             others = f" and {len(blamed) - 3} more" if len(blamed) > 3 else ""
             raise ValueError(
                 f"{word} pulses {moves} the conductance of {len(blamed)} of {len(names)} devices "
-                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave these devices out"
+                f"({', '.join(blamed[:3])}{others}): exchange up and down in the column direction, or leave "
+                "these devices out"
             )
+
+
+def _deviation_of_sum(change: Tensor, counted: Tensor) -> Tensor:
+    """Standard deviation of the sum of the counted changes, (N,), from both noises.
+
+    Changes are steps of a walk of variance q and differences of reads of variance r: their variance is q + 2r, their
+    covariance with the next one −r, and that of the sum of n changes in m runs n·q + 2m·r.
+    """
+    count, pairs = counted.sum(0).clamp(min=1), counted[1:] & counted[:-1]
+    centred = (change - (change * counted).sum(0) / count) * counted
+    variance = centred.square().sum(0) / count
+    covariance = (centred[1:] * centred[:-1] * pairs).sum(0) / pairs.sum(0).clamp(min=1)
+    walk, read = (variance + 2 * covariance).clamp(min=0), (-covariance).clamp(min=0)
+    return (count * walk + 2 * (count - pairs.sum(0)) * read).sqrt()
 
 
 def respond(device: PulsedDevice, directions: Tensor, start: Tensor, generator: torch.Generator) -> Tensor:

@@ -52,13 +52,13 @@ def innovations(
         True: (1 - up / upper, up, (up * cycle_noise) ** 2, upper),
         False: (1 + down / lower, -down, (down * cycle_noise) ** 2, lower),
     }
-    all_up, all_down = rising.all(1), ~rising.any(1)
+    rises = rising.mean(1).tolist()
     mean, variance = np.broadcast_to(first, shape).copy(), np.zeros(shape)
     errors, variances = np.empty((len(shown), *shape)), np.empty((len(shown), *shape))
     for row, value in enumerate(shown):
         if row:
-            if all_up[row] or all_down[row]:
-                kept, shift, noise, bound = ways[bool(all_up[row])]
+            if rises[row] in (0.0, 1.0):
+                kept, shift, noise, bound = ways[rises[row] == 1.0]
             else:
                 kept, shift, noise, bound = (
                     np.where(rising[row], *both) for both in zip(ways[True], ways[False], strict=True)

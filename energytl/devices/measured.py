@@ -99,7 +99,7 @@ def read_csv(path: Path) -> Measured:
     ...     lines = [f"A1;{n};{'up' if n < 7 else 'down'};{n},25" for n in range(12)]
     ...     _ = Path(folder, "a.csv").write_text("Device;Pulse;Direction;Conductance (uS)\n" + "\n".join(lines))
     ...     measured = read_csv(Path(folder, "a.csv"))
-    >>> measured.names, measured.pulses, measured.siemens, float(measured.shown[1, 0])
+    >>> measured.names, measured.pulses, measured.siemens, round(float(measured.shown[1, 0]), 9)
     (('A1',), 12, True, 1.25e-06)
     """
     lines = _text(path).splitlines()

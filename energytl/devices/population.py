@@ -181,6 +181,7 @@ def fit_population(
     least_noises = np.log([SMALLEST_CYCLE_NOISE, pulses.resolution**2])
     mean, between = effects.mean(1), np.array([0.25, 0.05, 0.1, 0.1, START_VARIANCE])
     alone = effects.shape[1] == 1
+    covariance = np.zeros((EFFECTS, EFFECTS))
     if alone:
         between = np.full(EFFECTS, START_VARIANCE)
     converged, iteration = False, 0
@@ -188,23 +189,19 @@ def fit_population(
         slopes = _slopes(pulses, effects, noises, unit, log_normal)
         if not alone:
             mean, between, covariance = _between(effects, slopes, mean, between)
-        moves, of_noises, move_noises, correction, gain = _newton_step(
-            effects, slopes, mean, between, noises, least_noises
-        )
+        step, of_noises, gain = _newton_step(effects, slopes, mean, between, covariance, noises, least_noises)
         tell(f"step {iteration}: log-likelihood {float(slopes.likelihood.sum()):.1f}, still to gain {gain:.2g}")
         if gain < SETTLED:
             converged = True
             break
-        effects, noises = _moved(
-            pulses, effects, noises, moves, move_noises, correction, mean, between, unit, log_normal, least_noises
-        )
+        effects, noises = _moved(pulses, effects, noises, step, mean, between, unit, log_normal, least_noises)
     precision = slopes.information[:, :EFFECTS, :EFFECTS] + np.diag(1 / between)
     if alone:
         covariance = np.linalg.inv(precision[0])
     total = slopes.likelihood - 0.5 * ((effects.T - mean) ** 2 / between + np.log(between)).sum(1)
     total = total - 0.5 * np.linalg.slogdet(precision)[1]
     within = np.linalg.inv(precision).diagonal(axis1=1, axis2=2).mean(0)
-    within = 1 / np.maximum(1 / within - 1 / between, 1e-12)
+    within = 1 / np.maximum(1 / within - 1 / between, 1e-3 / between)
     return Population(
         *(effects, unit, log_normal, mean, between, covariance, within, noises, of_noises),
         *(float(total.sum()), iteration, converged),
@@ -278,7 +275,10 @@ def _slopes(pulses: Pulses, effects: Array, noises: Array, unit: float, log_norm
     likelihood = -0.5 * ((np.log(variance) + surprise) * pulses.given).sum(0)
     by_error, by_variance = (error / variance)[:, None], (0.5 * (1 - surprise) / variance)[:, None]
     slope = -(error_slope * by_error + variance_slope * by_variance).sum(0).T
-    of_effects = [_information(*(x[:, number] for x in in_effects), variances[:, number, 0]) for number in range(3)]
+    errors_by, variances_by = in_effects
+    of_effects = [
+        _information(errors_by[:, number], variances_by[:, number], variances[:, number, 0]) for number in range(3)
+    ]
     change = (np.stack(of_effects[1:]) - of_effects[0]) / DIFFERENCE
     return _Slopes(likelihood, slope, _information(error_slope, variance_slope, variance), change)
 
@@ -304,7 +304,7 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
         posterior = np.linalg.inv(information + np.diag(1 / between))
         # W = (D + J⁻¹)⁻¹ = D⁻¹ − D⁻¹·(J + D⁻¹)⁻¹·D⁻¹, written without differences of large numbers
         weight = (information @ posterior) / between
-        covariance = np.linalg.inv(weight.sum(0))
+        covariance = np.linalg.inv(weight.sum(0) + 1e-9 * np.eye(EFFECTS))  # no cell may tell an effect
         mean = covariance @ ((posterior @ pull[..., None])[..., 0] / between).sum(0)
         likeliest = (posterior @ (pull + mean / between)[..., None])[..., 0]
         shrunk = np.eye(EFFECTS) - posterior / between
@@ -316,10 +316,26 @@ def _between(effects: Array, slopes: _Slopes, mean: Array, between: Array) -> tu
     return mean, between, covariance
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Of effects (5, N), their means (5,) and the noises (2,); the slope that Laplace's approximation adds to these."""
+
+    effects: Array
+    mean: Array
+    noises: Array
+    correction: Array
+
+
 def _newton_step(
-    effects: Array, slopes: _Slopes, mean: Array, between: Array, noises: Array, least_noises: Array
-) -> tuple[Array, Array, Array, Array, float]:
-    """Moves of the effects (5, N) and of the noises (2,), the noises' covariance, and what to gain."""
+    effects: Array,
+    slopes: _Slopes,
+    mean: Array,
+    between: Array,
+    covariance: Array,
+    noises: Array,
+    least_noises: Array,
+) -> tuple[_Step, Array, float]:
+    """The step, the covariance of the noises' errors, and the gain of log-likelihood that the step promises."""
     slope = slopes.slope[:, :EFFECTS] - (effects.T - mean) / between
     posterior = np.linalg.inv(slopes.information[:, :EFFECTS, :EFFECTS] + np.diag(1 / between))
     cross = slopes.information[:, :EFFECTS, EFFECTS:]
@@ -328,24 +344,25 @@ def _newton_step(
     information = slopes.information[:, EFFECTS:, EFFECTS:].sum(0) - np.einsum(
         "nip,nij,njq->pq", cross, posterior, cross
     )
-    information = information + 1e-9 * np.eye(2)
+    of_means = np.einsum("nip,nij->pj", cross, posterior) / between
+    information = information - of_means @ covariance @ of_means.T + 1e-9 * np.eye(2)
     free = (noises > least_noises + 1e-9) | (of_slope > 0)
-    step = np.zeros(2)
+    of_noises = np.zeros(2)
     if free.any():
-        step[free] = np.linalg.solve(information[np.ix_(free, free)], of_slope[free])
-    gain = 0.5 * float(of_slope @ step + np.einsum("ni,nij,nj->", slope, posterior, slope))
-    step = np.clip(step, [-1.0, -2.0], [1.0, 2.0])
-    moves = np.einsum("nij,nj->in", posterior, slope - cross @ step)
-    return np.clip(moves, -LARGEST_MOVE, LARGEST_MOVE), np.linalg.inv(information), step, correction, gain
+        of_noises[free] = np.linalg.solve(information[np.ix_(free, free)], of_slope[free])
+    gain = 0.5 * float(of_slope @ of_noises + np.einsum("ni,nij,nj->", slope, posterior, slope))
+    of_noises = np.clip(of_noises, [-1.0, -2.0], [1.0, 2.0])
+    move_mean = -covariance @ of_means.T @ of_noises
+    moves = np.einsum("nij,nj->in", posterior, slope - cross @ of_noises + move_mean / between)
+    moves = np.clip(moves, -LARGEST_MOVE, LARGEST_MOVE)
+    return _Step(moves, move_mean, of_noises, correction), np.linalg.inv(information), gain
 
 
 def _moved(
     pulses: Pulses,
     effects: Array,
     noises: Array,
-    moves: Array,
-    move_noises: Array,
-    correction: Array,
+    step: _Step,
     mean: Array,
     between: Array,
     unit: float,
@@ -353,13 +370,14 @@ def _moved(
     least_noises: Array,
 ) -> tuple[Array, Array]:
     """Effects and noises after the best share of a Newton step, which may be smaller for single cells."""
-    noise_trials = np.maximum(noises + np.array(FRACTIONS)[:, None] * move_noises, least_noises)
-    trials = effects[:, None, None] + np.outer(FRACTIONS, FRACTIONS_OF_CELLS)[..., None] * moves[:, None, None]
+    shares = np.array(FRACTIONS)[:, None]
+    noise_trials = np.maximum(noises + shares * step.noises, least_noises)
+    means = (mean + shares * step.mean).T[:, :, None, None]
+    trials = effects[:, None, None] + np.outer(FRACTIONS, FRACTIONS_OF_CELLS)[..., None] * step.effects[:, None, None]
     sigma, reading = np.exp(noise_trials.T)[..., None, None]
     value = _log_likelihood(pulses, cells_of(trials, unit, log_normal), sigma, reading)
-    value = value - 0.5 * ((trials - mean[:, None, None, None]) ** 2 / between[:, None, None, None]).sum(0)
+    value = value - 0.5 * ((trials - means) ** 2 / between[:, None, None, None]).sum(0)
     choice = value.argmax(1)
-    total = value.max(1).sum(1) + (noise_trials - noises) @ correction
+    total = value.max(1).sum(1) + (noise_trials - noises) @ step.correction
     best = int(total.argmax())
-    cells = np.arange(effects.shape[1])
-    return trials[:, best, choice[best], cells], noise_trials[best]
+    return trials[:, best, choice[best], np.arange(effects.shape[1])], noise_trials[best]

@@ -143,7 +143,7 @@ class Passes:
     def __call__(self, layer: AnalogLayer, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
         """Count them in the backward pass, if there is one."""
         if self.layer is not None and outputs.requires_grad and layer.weight.requires_grad:
-            samples = layer.positions * (len(outputs) if outputs.dim() > layer.image_dims else 1)
+            samples = outputs.numel() // len(layer.weight)
             outputs.register_hook(lambda _: self._count(layer, samples))
 
     def _count(self, layer: AnalogLayer, samples: int) -> None:

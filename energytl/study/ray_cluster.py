@@ -9,9 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from energytl.parser import parse
 from energytl.progress import Bar
-from energytl.recipe import Case
+from energytl.recipe import Case, parse
 from energytl.study.search import (
     POLL_S,
     Progress,
@@ -95,8 +94,9 @@ def _drive(
                 else:
                     return
     except BaseException:
-        for trial in taken:
-            put_back(trials, trial)
+        with uninterrupted():
+            for trial in taken:
+                put_back(trials, trial)
         raise
 
 

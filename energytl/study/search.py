@@ -219,8 +219,9 @@ def _run_workers(search: Search, begun: frozenset[int], trials: optuna.Study, pr
 
 def _end(processes: list[Any]) -> None:
     """Wait for interrupted workers; a terminal interrupts them with their parent, others do not."""
+    end = time.monotonic() + 2
     for process in processes:
-        process.join(2)
+        process.join(max(0.0, end - time.monotonic()))
     for process in processes:
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGINT)
@@ -301,8 +302,9 @@ def _run_next(search: Search, trials: optuna.Study, worker: Worker, index: int) 
     except UpdateFinishedTrialError:
         return  # others took this worker for dead, and were quicker
     except BaseException:
-        for trial in mine:
-            put_back(trials, trial)
+        with uninterrupted():
+            for trial in mine:
+                put_back(trials, trial)
         raise
 
 

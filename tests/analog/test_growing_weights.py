@@ -100,7 +100,7 @@ def test_weights_that_outgrow_a_given_range_are_named_once(weights):
 
 def test_ranges_stay_while_weights_stay_within_and_without_gradients():
     torch.manual_seed(0)
-    analog = convert(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), Hardware(computation=Noiseless()))
+    analog = convert(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)), Hardware(computation=Noiseless()))
     before = [layer.weight_range for layer in analog_layers(analog).values()]
     optimizer = torch.optim.SGD(analog.parameters(), 1e-7)
     for _ in range(40):

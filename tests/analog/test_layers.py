@@ -182,8 +182,11 @@ def test_moments_and_gradients_are_those_of_the_plain_composition(layer, scheme,
     smallest = deviations_of_cells(torch.tensor(cell_range / 15), cell_range, network.rho.detach(), OneCell())
     floor = 1e-4 * (smallest * step).square() + 1e-30
     network.noise.reseed(5)
+    read = found.detach().reshape(-1, *found.shape[-3:]) if isinstance(digital, nn.Conv2d) else found.detach()
+    last = torch.channels_last if isinstance(digital, nn.Conv2d) else torch.contiguous_format  # as it is computed
     generator = network.noise.generator(x.device)
-    spread = (variance + floor).sqrt() * normal_like(found.detach(), generator)
+    normal = normal_like(read.contiguous(memory_format=last), generator).reshape(found.shape)
+    spread = (variance + floor).sqrt() * normal
     expected = functional_call(digital, parameters_of(digital, weight), inputs) + spread
     if held:
         states = sample_states((len(x), *cells.shape), noise, generator)

@@ -64,7 +64,7 @@ def test_short_types_read_what_the_same_numbers_read_in_float32(layer, computati
     long = convert(copy.deepcopy(short).digital().float(), short.hardware, seed=0)
     outputs, gradients = [], []
     for network in (short, long):
-        inputs = x.to(network.weight.dtype).requires_grad_()
+        inputs = x.clone().to(network.weight.dtype).requires_grad_()
         y = network(inputs)
         y.float().square().mean().backward()
         outputs.append(y)
@@ -90,7 +90,8 @@ def test_energies_of_every_type_are_those_of_float64(dtype, scheme):
         analog[0].input_range, analog[3].input_range = 1.0, 1.0
         costs.append(estimate(analog, x.to(twin[0].weight.dtype)))
     for ours, theirs in zip(costs[0].layers, costs[1].layers, strict=True):
-        rounding = torch.finfo(dtype).eps  # of activations that differ by it, and are rounded to 8 bits
+        # rounded activations reach other integers of 8 bits: from 127 to 128 a bit-serial read has 7 pulses less
+        rounding = 0.02 if isinstance(scheme, BitSerialRead) else 5 * torch.finfo(dtype).eps
         assert ours.energy_paper == pytest.approx(theirs.energy_paper, rel=max(rounding, 1e-5))
         assert ours.energy_cell_j == pytest.approx(theirs.energy_cell_j, rel=max(rounding, 1e-5))
 
@@ -186,10 +187,13 @@ def test_nan_stays_nan(layer, computation, scheme, large, mapping, monkeypatch):
     network, x = layer_and_inputs(layer, computation=computation, read=scheme, mapping=mapping)
     digital = network.digital()
     network.input_range = 1.0
-    for place in (x, network.weight.data):
+    weight = network.weight.data
+    for place in (x, weight):
         kept = place.view(-1)[5].clone()
         place.view(-1)[5] = math.nan
-        assert torch.equal(network(x).isnan(), digital(x).isnan())
+        found, expected = network(x).isnan(), digital(x).isnan()
+        assert expected.any() and not (expected & ~found).any()
+        assert place is weight or not (found & ~expected).any()  # 0·NaN of the padding may be NaN, too
         place.view(-1)[5] = kept
     assert network(x).isfinite().all()
 

@@ -21,6 +21,7 @@ from energytl import (
     WeightFormat,
     convert,
     estimate,
+    to_digital,
 )
 from energytl.analog.quantize import round_to_integers
 from energytl.cost.energy import (
@@ -89,7 +90,7 @@ def meetings(network, x):
         for row, output, k in product(integers.reshape(-1, 5), range(3), range(5)):
             yield int(row[k]), float(u[output, k])
         return
-    layer, (_, _, high, wide) = network.digital(), x.shape
+    layer, (_, _, high, wide) = to_digital(network), x.shape
     outputs, channels, *kernel = u.shape
     _, _, *size = network(x).shape
     for image, output, top, left in product(range(len(x)), range(outputs), *map(range, size)):

@@ -103,7 +103,7 @@ def test_devices_of_different_length_are_filled_with_nan(tmp_path):
         (b"", r"line 1: no column 'device'; a line must name the columns device, pulse, direction, conductance"),
         (["device;pulse;direction", "a;1;up"], r"line 1: no column 'conductance'"),
         ([HEADER], r"holds no pulses below its first line"),
-        ([HEADER, "a,1,sideways,1.0"] + PLAIN, r"line 2: direction is 'sideways'; allowed: up, down \(or \+1, -1;"),
+        ([HEADER, "a,1,sideways,1.0", *PLAIN], r"line 2: direction is 'sideways'; allowed: up, down \(or \+1, -1;"),
         ([HEADER, "a,1.5,up,1.0"], r"line 2: pulse is '1\.5'; allowed: a whole number"),
         ([HEADER, "a,1,up,nan"], r"line 2: conductance is 'nan'; allowed: a finite number"),
         ([HEADER, "a,1,up,high"], r"line 2: conductance is 'high'"),
@@ -126,7 +126,8 @@ def test_devices_of_different_length_are_filled_with_nan(tmp_path):
             r"holds no pulse down: a fit needs both directions",
         ),
         ([HEADER] + [f"a,{n // 2},{'up' if n % 2 else 'down'},{n}" for n in range(20)], r"device a has pulse 0 twice"),
-        (b"\xff\xfe\x00\x01" * 10, r"is no text: save the table as CSV"),
+        (b"\xff\xfe\x00\x01" * 10, r"line 1: no column 'device'"),
+        (b"\x00\x01" * 10, r"is no text: save the table as CSV"),
         (b"PK\x03\x04\x14\x00\x06\x00 a workbook", r"is no text: save the table as CSV"),
     ],
 )

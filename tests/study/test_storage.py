@@ -1,5 +1,6 @@
 """What a search has found stays, wherever its workers, their writing or their machine stop."""
 
+import csv
 import errno
 import os
 import shutil
@@ -8,6 +9,7 @@ import sqlite3
 import sys
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import optuna
@@ -18,6 +20,7 @@ from sqlalchemy import Engine, event
 from energytl import cli
 from energytl.study import search as search_module
 from energytl.study import storage as storage_module
+from energytl.study.report import search_report
 from energytl.study.search import Search, run_search, uninterrupted
 from energytl.study.settings import StudyError
 from energytl.study.storage import open_storage, put_back
@@ -366,3 +369,27 @@ def test_a_front_of_other_content_is_named_and_the_report_goes_on(content, begun
     said = capsys.readouterr().out
     assert str(folder / "front" / "front.json") in said
     assert "1 trials: 1 measured" in said
+
+
+def test_formulas_in_names_and_errors_are_text_in_the_table(begun, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('=HYPERLINK("https://example.org")')
+
+    monkeypatch.setattr(search_module, "run_trial", fail)
+    search = begun("formulas")
+    run_search(search)
+    folder = search.folder.rename(search.folder.with_name("tiny_search"))
+    assert cli.main(["report", str(folder)]) == 0
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert second["error"] == """'=HYPERLINK("https://example.org")"""
+    assert float(first["hardware.rho"]) > 0
+
+
+def test_two_reports_at_once_are_both_written(begun):
+    folder = begun("reported").folder
+    folder = folder.rename(folder.with_name("tiny_search"))
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(search_report, [folder, folder])
+    assert first == second
+    assert list((folder / "tensorboard").glob("trial_*"))
