@@ -214,7 +214,8 @@ class Classifier(LightningModule):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
-            return [optimizer], [{"scheduler": scheduler, "reduce_on_plateau": False}]  # see on_train_epoch_end
+            config = {"scheduler": scheduler, "reduce_on_plateau": False}  # see on_train_epoch_end
+            return [optimizer], [config]  # type: ignore[return-value]  # Lightning takes dictionaries, too
         return [optimizer], [scheduler]
 
     def make_both(self) -> tuple[Optimizer, LRScheduler | None]:

@@ -205,9 +205,10 @@ def _products(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, reason
     parts = tuple(f"{name}_" for name in computed)
     for name, parameter in module._parameters.items():
-        thin = isinstance(module, PRODUCTS) and parameter is not None and parameter.dim() > 1
-        whole = isinstance(module, nn.MultiheadAttention) and parameter is not None and _is_matrix(parameter)
-        if (thin or whole) and not name.startswith(parts):
+        if parameter is None or name.startswith(parts) or not isinstance(module, (*PRODUCTS, nn.MultiheadAttention)):
+            continue
+        own = isinstance(module, PRODUCTS) and name.startswith("weight") and parameter.dim() > 1  # however thin
+        if own or _is_matrix(parameter):
             yield name, _why(module)
 
 
