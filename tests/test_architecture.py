@@ -13,6 +13,7 @@ PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
     ("allowed", "quiet", "source", "origin", "progress", "strict_yaml"),
     ("devices",),
+    ("crossbar",),
     ("analog",),
     ("cost",),
     ("objectives", "optim", "ranges", "data", "models", "results", "streams", "weights"),

@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--objective.hint_weight=-1", "objective.hint_weight is -1.0; allowed: 0 or more"),
         ("--objective.hint_weight=1", "objective.hint_weight is nothing without objective.hints; set both or none"),
         ("--objective.hints=[conv1]", "objective.hints is nothing without objective.hint_weight"),
-        ("--periphery.rows=0", "periphery.rows is 0"),
+        ("--hardware.arrays.rows=0", "arrays.rows is 0"),
         ("--calibration_batches=0", "calibration_batches is 0"),
         ("--data.batch_size=0", "data.batch_size is 0"),
         ("--train.epochs=0", "epochs is 0; allowed: 1 to 1000000"),

@@ -20,10 +20,12 @@ from energytl.analog.attention import (
 )
 from energytl.analog.copies import sharing_copy
 from energytl.analog.hardware import Hardware
-from energytl.analog.inference import inference, inputs_of
+from energytl.analog.inference import hooked, inference, inputs_of
 from energytl.analog.layers import AnalogLayer, AnalogLinear, Calibration, analog_class
 from energytl.analog.noise import NoiseStream
+from energytl.analog.quantize import Seen
 from energytl.analog.remaining import ANALOG_OF, grouped, refusal, why_digital
+from energytl.crossbar.converter import CalibratedRange
 
 
 def convert(
@@ -164,7 +166,8 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
-    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too.
+    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too, and then those of the
+    converters (`CalibratedRange`), from partial sums with the layers' own fluctuation.
 
     Args:
         analog: a converted network.
@@ -178,8 +181,9 @@ def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     layers = required_layers(analog).values()
     for layer in layers:
         layer.calibration = Calibration(outputs=layer.hardware.weights.range_by == "outputs")
+    batches = list(batches) if _calibrated_converters(analog) else batches
     try:
-        with inference(analog):
+        with inference(analog), ideal_converters(analog):
             for images in inputs_of(batches, analog):
                 analog(images)
         for layer in layers:
@@ -188,7 +192,46 @@ def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     finally:
         for layer in layers:
             layer.calibration = None
+    _calibrate_converters(analog, batches)
     return analog
+
+
+def _calibrated_converters(analog: nn.Module) -> list[AnalogLayer]:
+    """The layers whose converters have a range that calibration finds."""
+    return [
+        layer
+        for layer in analog_layers(analog).values()
+        if layer.hardware.converter is not None and isinstance(layer.hardware.converter.range, CalibratedRange)
+    ]
+
+
+def _calibrate_converters(analog: nn.Module, batches: Iterable[Any]) -> None:
+    sums = {layer: Seen() for layer in _calibrated_converters(analog)}
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:  # noqa: ANN401
+        assert isinstance(layer, AnalogLayer)
+        sums[layer].add(layer.sampled_sums(inputs[0]))
+
+    if not sums:
+        return
+    with inference(analog), ideal_converters(analog), hooked(sums, note):
+        for images in inputs_of(batches, analog):
+            analog(images)
+    for layer, seen in sums.items():
+        layer.fit_converter_range(seen)
+
+
+@contextmanager
+def ideal_converters(analog: nn.Module) -> Iterator[None]:
+    """While it is open, partial sums are not converted: nothing is rounded or cut off."""
+    before = {layer: layer.hardware.converter for layer in analog_layers(analog).values()}
+    try:
+        for layer in before:
+            layer.configure(converter=None)
+        yield
+    finally:
+        for layer, converter in before.items():
+            layer.configure(converter=converter)
 
 
 def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) -> nn.Module:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from energytl.allowed import SEED, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
+from energytl.crossbar.arrays import Arrays
+from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.variation import Variation
@@ -24,6 +26,8 @@ class Hardware:
         weights: how finely weights are rounded.
         inputs: how finely inputs are rounded.
         read: what the hardware does to read.
+        arrays: size of the arrays that a layer's matrix is cut into.
+        converter: how the partial sums of each array are converted; None: ideal converters, whatever their price.
         computation: how the simulation draws the outcome.
         variation: how cells differ from what was written, another on each chip.
         chip: number of the chip; the same number has the same deviations.
@@ -36,6 +40,8 @@ class Hardware:
     weights: WeightFormat = WeightFormat()
     inputs: InputFormat = InputFormat()
     read: ReadScheme = SingleRead()
+    arrays: Arrays = Arrays()
+    converter: Converter | None = None
     computation: Computation = Moments()
     variation: Variation = Variation()
     chip: int = 0
@@ -56,6 +62,11 @@ class Hardware:
             raise ValueError(
                 f"hardware.variation.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
                 "give one number, or as many as the mapping's cells have levels"
+            )
+        if self.converter is not None and self.fluctuation.correlation > 0 and isinstance(self.computation, Moments):
+            raise ValueError(
+                f"hardware.converter: moments of partial sums are of independent reads, but fluctuation.correlation is "
+                f"{self.fluctuation.correlation}: set it to 0, or the computation to Exact or Frozen"
             )
         if self.mapping.cell_values and self.weights.states is not None:
             raise ValueError(f"{self.mapping} has levels of its own: leave out weights.states")

@@ -17,9 +17,11 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.memory_format import has_channels_last
 from energytl.analog.noise import NoiseStream, fold
+from energytl.analog.partial_sums import seen_sums
 from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
+from energytl.crossbar.arrays import rows_in_arrays
 
 ADDED = (
     "hardware",
@@ -34,6 +36,7 @@ ADDED = (
     "_weight_range",
     "column_ranges",
     "_input_range",
+    "converter_range",
     "weight_factor",
     "kept",
 )
@@ -41,6 +44,9 @@ ADDED = (
 
 SAMPLES = 256
 """Output positions of which inputs are kept, from each batch, to choose ranges by the outputs."""
+
+SUMS = 2**14
+"""Partial sums that are kept, from each batch, to choose the converters' range by."""
 
 MOST_SAMPLES = 16 * SAMPLES
 """How many are kept of all batches."""
@@ -121,6 +127,7 @@ class AnalogLayer(nn.Module, ABC):
         self.column_ranges: Tensor | None
         self.fit_weight_range()
         self.input_range = None
+        self.converter_range: Tensor | None = None
         self.calibration: Calibration | None = None
         self._last_version = -1
         self.kept: dict[str, Any] | None = None
@@ -274,6 +281,17 @@ class AnalogLayer(nn.Module, ABC):
         stride = -(-columns.shape[2] // SAMPLES)
         return columns[:, :, ::stride]
 
+    def sampled_sums(self, x: Tensor) -> Tensor:
+        """What converters would see of these inputs, in units of a full input times a full cell; (SUMS,) or less."""
+        prepared = self.prepared(x)
+        assert self.input_range is not None  # calibrated before
+        return seen_sums(self._array(prepared, self.input_range, self.weight.detach()), prepared, SUMS)
+
+    def fit_converter_range(self, sums: Seen) -> None:
+        """Set the range of the layer's converters to the one that errs least over these partial sums."""
+        assert self.hardware.converter is not None
+        self.converter_range = torch.tensor(sums.best_range(self.hardware.converter.levels), device=self.weight.device)
+
     def configure(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the hardware; a ρ or weight bits among them take effect, all else about the layer stays."""
         before, self.hardware = self.hardware, replace(self.hardware, **changes)
@@ -355,10 +373,15 @@ class AnalogLayer(nn.Module, ABC):
             scheme=hardware.read,
             noise=self.noise,
             index=self.index,
+            of_outputs=self.of_outputs,
             multiply=self.multiply,
             multiply_integers=self.multiply_integers,
             multiply_backward=self.multiply_backward,
             bias_gradient=self.bias_gradient,
+            arrays=self.arrays,
+            converter=hardware.converter,
+            converter_range=self.converter_range,
+            partial_sums=self.partial_sums,
             unfold=self.unfold,
             fold=lambda y: self.fold(y, x),
             positions=self.positions,
@@ -379,6 +402,21 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's product of padded inputs."""
+
+    @property
+    @abstractmethod
+    def channel_rows(self) -> int:
+        """Rows that one input channel takes of each group's matrix."""
+
+    @property
+    def arrays(self) -> tuple[int, ...]:
+        """Rows of each array that each group's matrix is cut into."""
+        _, rows, _ = self.matrix_shape
+        return rows_in_arrays(rows // self.channel_rows, self.channel_rows, self.hardware.arrays.rows)
+
+    @abstractmethod
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product of padded inputs in parts, one for each array: (arrays, *the product's shape)."""
 
     @abstractmethod
     def multiply_integers(self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None) -> Tensor:
@@ -467,6 +505,7 @@ class AnalogLayer(nn.Module, ABC):
             weight_range=self.weight_range,
             column_ranges=self.column_ranges,
             input_range=self.input_range,
+            converter_range=self.converter_range,
         )
 
     def _load_from_state_dict(
@@ -478,6 +517,8 @@ class AnalogLayer(nn.Module, ABC):
     ) -> None:
         if "log_rho" in local_metadata:
             self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
+            converter_range = local_metadata.get("converter_range")
+            self.converter_range = None if converter_range is None else converter_range.to(self.weight.device)
             self.rho_start, self._last_version = local_metadata.get("rho_start", 1.0), -1  # log ρ/µS until 0.1.0
             if "noise" in local_metadata:
                 self.noise.go_on_from(*local_metadata["noise"])
@@ -520,6 +561,14 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
 
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
         return grad.reshape(-1, grad.shape[-1]).sum(0)
+
+    @property
+    def channel_rows(self) -> int:  # noqa: D102
+        return 1
+
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+        parts = zip(x.split(self.arrays, -1), weight.split(self.arrays, 1), strict=True)
+        return torch.stack([F.linear(inputs, part) for inputs, part in parts])
 
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.images_first(x)
@@ -626,6 +675,26 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
         return grad.sum((0, 2, 3))
 
+    @property
+    def channel_rows(self) -> int:  # noqa: D102
+        return math.prod(self.weight.shape[2:])
+
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+        arrays, groups = self.arrays, self.groups
+        count = len(arrays)
+        weight = weight.unflatten(0, (groups, -1))  # (G, O, C, KH, KW)
+        if arrays[0] < self.channel_rows:  # arrays that cut a channel: each has the others' rows at 0
+            number = torch.arange(count, device=x.device).repeat_interleave(torch.tensor(arrays, device=x.device))
+            own = number == torch.arange(count, device=x.device).view(-1, 1)
+            parts = weight.unsqueeze(1) * own.view(1, count, 1, *weight.shape[2:])
+        else:
+            channels = [rows // self.channel_rows for rows in arrays]
+            x = _even_parts(x.unflatten(1, (groups, -1)), channels, 2).flatten(1, 3)
+            x, groups = x.contiguous(memory_format=torch.channels_last), groups * count
+            parts = _even_parts(weight, channels, 2).transpose(1, 2)
+        product = F.conv2d(x, parts.flatten(0, 2), None, self.stride, self.inner_padding, self.dilation, groups)
+        return product.unflatten(1, (self.groups, count, -1)).movedim(2, 0).flatten(2, 3)
+
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         if any(self.outer_padding):
             x = F.pad(x, self.outer_padding, "constant" if self.padding_mode == "zeros" else self.padding_mode)
@@ -716,6 +785,15 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
             f"padding={self.inner_padding}, dilation={self.dilation}, groups={self.groups}, "
             f"bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
         )
+
+
+def _even_parts(values: Tensor, sizes: list[int], dim: int) -> Tensor:
+    """The parts of these sizes, of which the first is largest, filled up with zeros and stacked along dim."""
+    if len(set(sizes)) == 1:
+        return values.unflatten(dim, (len(sizes), -1))
+    after = [0, 0] * (values.dim() - 1 - dim)
+    parts = values.split(sizes, dim)
+    return torch.stack([F.pad(part, (*after, 0, sizes[0] - part.shape[dim])) for part in parts], dim)
 
 
 def analog_class(kind: type[AnalogLayer], digital: Any) -> type[AnalogLayer]:  # noqa: ANN401

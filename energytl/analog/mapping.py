@@ -136,6 +136,27 @@ class Mapping(ABC):
     def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:
         """m_c of the cells that carry current, shape (C, *u.shape)."""
 
+    def sensed(self, cells: Tensor, weights: WeightFormat) -> tuple[Tensor, tuple[float, ...]]:
+        """What is converted apart, and its significances: columns (S, *shape) of cells (C, *shape).
+
+        Cells that share a conversion are sensed together: their currents add up before it.
+        """
+        significances = self.significances(weights)
+        if self.conversions_per_output(weights) == len(significances):
+            return cells, significances
+        return torch.tensordot(cells.new_tensor([significances]), cells, 1), (1.0,)
+
+    def sensed_variances(self, variances: Tensor, weights: WeightFormat) -> Tensor:
+        """Variances of one read of what is converted apart, (S, *shape), of those of the cells, (C, *shape)."""
+        significances = self.significances(weights)
+        if self.conversions_per_output(weights) == len(significances):
+            return variances
+        return torch.tensordot(variances.new_tensor([significances]).square(), variances, 1)
+
+    def sensed_levels(self, weights: WeightFormat) -> int | None:
+        """The integer that stands for a full cell, if what is sensed are multiples of one number; else None."""
+        return integer_levels(self, weights)
+
     def idle_cells(self, weights: WeightFormat) -> int:
         """Cells that hold nothing of this weight but stand, at g_min, on the lines that are read."""
         return 0
@@ -249,6 +270,9 @@ class BitSlices(Mapping):
         digits = (integer.abs() >> shifts & self._highest) * integer.sign() / self._highest
         share = weights.levels / (2 ** (self.cell_bits * slices) - 1)
         return digits.to(u) + share * (u - u.detach())  # straight-through: the cells move so that Σ s_c·m_c moves as u
+
+    def sensed_levels(self, weights: WeightFormat) -> int | None:  # noqa: D102
+        return self._highest
 
     @property
     def _highest(self) -> int:

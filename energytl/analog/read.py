@@ -9,8 +9,8 @@ a cell held throughout (`Frozen`), or none (`Noiseless`).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import integers_are_exact
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
 from energytl.analog.noise import NoiseStream, fold, normal_like
+from energytl.analog.partial_sums import convert_sums, converted, rounding_variance
 from energytl.analog.quantize import (
     bit_count,
     bit_power,
@@ -30,6 +31,7 @@ from energytl.analog.quantize import (
     gradient_inside,
     round_to_integers,
 )
+from energytl.crossbar.converter import Converter
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
 
 
@@ -86,6 +88,22 @@ class ReadScheme(ABC):
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:
         """Input of each read, times its weight in the sum; (reads, *integers.shape), summing to the integers."""
 
+    @abstractmethod
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:
+        """The integer input that one step of the drive stands for, in each phase that is converted apart."""
+
+    def drive_levels(self, inputs: InputFormat) -> int:
+        """Steps of the drive of one such phase: the input's own, or one, of a bit."""
+        return inputs.levels
+
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """Drives of each such phase, in steps, of integers' shape; and what makes the variance that they carry.
+
+        The variance is in units of a², of reads that are independent.
+        """
+        for _ in self.conversions(inputs):
+            yield integers, integers.square
+
 
 @dataclass(frozen=True)
 class SingleRead(ReadScheme):
@@ -105,6 +123,9 @@ class SingleRead(ReadScheme):
 
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
         return integers.unsqueeze(0)
+
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0,)
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,9 @@ class RepeatedRead(ReadScheme):
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
         return (integers / self.times).expand(self.times, *integers.shape)
 
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1 / self.times,) * self.times
+
 
 @dataclass(frozen=True)
 class BitSerialRead(ReadScheme):
@@ -143,9 +167,15 @@ class BitSerialRead(ReadScheme):
 
     Wang 2021, eq. 14-20: the mean is that of a single read, the variance Σ 4^p·δ_p instead of (Σ 2^p·δ_p)².
 
+    Attributes:
+        analog_accumulation: the bits' outcomes are weighted and summed as charge and converted once (NeuRRAM, Wan
+            2022: the sample of bit p is integrated 2^p times); else each is converted, and they are summed as numbers.
+
     >>> BitSerialRead().pulses(torch.arange(4.0))
     tensor([0., 1., 1., 2.])
     """
+
+    analog_accumulation: bool = False
 
     def reads(self, inputs: InputFormat) -> int:  # noqa: D102
         return inputs.bits
@@ -165,6 +195,24 @@ class BitSerialRead(ReadScheme):
         values = (bits << powers).to(integers) * integers.detach().sign()
         return values + (integers - integers.detach()) / inputs.bits  # straight-through, an equal share a bit
 
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0,) if self.analog_accumulation else tuple(2.0**p for p in range(inputs.bits))
+
+    def drive_levels(self, inputs: InputFormat) -> int:  # noqa: D102
+        return inputs.levels if self.analog_accumulation else 1
+
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:  # noqa: D102
+        if self.analog_accumulation:
+            yield integers, lambda: self.variance(integers, inputs)
+            return
+        narrow = torch.int16 if inputs.bits < 16 else torch.int32
+        magnitudes, signs = integers.detach().abs().to(narrow), integers.detach().sign()
+        through = (integers - integers.detach()) / inputs.bits if integers.requires_grad else None
+        for p in range(inputs.bits):
+            drive = (magnitudes >> p).bitwise_and_(1).to(signs).mul_(signs)
+            drive = drive if through is None else drive + through / 2**p  # straight-through, an equal share a bit
+            yield drive, drive.square
+
 
 @dataclass(frozen=True)
 class Array:
@@ -179,6 +227,7 @@ class Array:
         rho: energy coefficient ρ, scalar.
         input_range: the input that the integer `levels` stands for.
         bias: added digitally after the read, or None.
+        of_outputs: one number an output → a shape that broadcasts to the outputs.
         fluctuation, mapping, weights, inputs, scheme: the hardware.
         noise: source of the random states.
         index: number of the layer in its network.
@@ -186,6 +235,11 @@ class Array:
         multiply_integers: (inputs, zero, weight, scale, bias) → the same of uint8 and int8, see `integer_conv2d`.
         multiply_backward: (grad, x, weight, whether x's and the weight's are wanted) → its gradients to them, or None.
         bias_gradient: grad → its gradient to the bias.
+        arrays: rows of each array that the matrix is cut into.
+        converter: of the partial sums; None: ideal.
+        converter_range: what calibration found for it, or None.
+        partial_sums: (x, weight) → the product's parts, one for each array, (arrays, *the product's shape).
+        added_variance: of each output, besides the cells' fluctuation.
         unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
         fold: (N, L, G, O) → the product's shape.
         positions: output positions of one image, L.
@@ -198,6 +252,7 @@ class Array:
     rho: Tensor
     input_range: float
     bias: Tensor | None
+    of_outputs: Callable[[Tensor], Tensor]
     fluctuation: Fluctuation
     mapping: Mapping
     weights: WeightFormat
@@ -209,9 +264,14 @@ class Array:
     multiply_integers: Callable[[Tensor, int, Tensor, float, Tensor | None], Tensor]
     multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     bias_gradient: Callable[[Tensor], Tensor]
+    arrays: tuple[int, ...]
+    converter: Converter | None
+    converter_range: Tensor | None
+    partial_sums: Callable[[Tensor, Tensor], Tensor]
     unfold: Callable[[Tensor], Tensor]
     fold: Callable[[Tensor], Tensor]
     positions: int
+    added_variance: float = 0.0
 
     @property
     def stored(self) -> Tensor:
@@ -248,12 +308,33 @@ class Array:
 
     def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
+        cells = self.cell_deviation(generator, copies)
+        significances = cells.new_tensor(self.significances)
+        shape = (-1, *[1] * self.weight.dim())
+        return (significances.view(shape) * cells).sum(len(copies)) * self.full_range
+
+    def cell_deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
+        """Random read minus what the cells hold, in units of the full range; (*copies, C, *weight.shape)."""
         stored = self.stored
         spread = signed_amplitude(stored, self.rho, self.fluctuation)
-        states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
-        significances = spread.new_tensor(self.significances)
-        shape = (-1, *[1] * self.weight.dim())
-        return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
+        return spread * sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
+
+    def converted(
+        self, x: Tensor, cells: Tensor, draw: torch.Generator | None, variances: Tensor | None = None
+    ) -> Tensor:
+        """The outcome of a read whose partial sums are converted; see `partial_sums.converted`.
+
+        Args:
+            x: inputs, of the layer's own kind.
+            cells: what they hold, (C, *weight.shape), in units of the full range.
+            draw: of the noise; None: neither reads nor converters have any.
+            variances: of one read of each cell, like cells; None: reads do not fluctuate.
+        """
+        step = self.input_range / self.inputs.levels
+        scaled = fake_quantize(x, self.input_range, self.inputs.levels) / step
+        product = converted(self, scaled + (scaled.round() - scaled).detach(), cells, draw, variances)
+        product = product * (step * self.full_range)
+        return product if self.bias is None else product + self.of_outputs(self.bias)
 
 
 def once(kept: dict[str, Any] | None, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -283,6 +364,8 @@ class Noiseless(Computation):
     """The quantised product without fluctuation: what an ideal cell would return."""
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        if array.converter is not None:
+            return _beside(array.converted(x, array.stored, None), array.rho)
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         return _beside(array.multiply(quantised, array.weight, array.bias), array.rho)
 
@@ -302,6 +385,8 @@ class Frozen(Computation):
             generator = array.noise.of_read(x.device)
         else:
             generator = torch.Generator(x.device).manual_seed(fold(self.chip, array.index))
+        if array.converter is not None:
+            return array.converted(x, array.stored + array.cell_deviation(generator), array.noise.of_read(x.device))
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         return array.multiply(quantised, array.weight + array.deviation(generator), array.bias)
 
@@ -317,9 +402,23 @@ class Moments(Computation):
     On the CPU, large float32 inputs are multiplied as integers where inputs and weights are small ones, which is exact;
     squares and gradients as bfloat16 where the processor is faster at it. That moves an output's standard deviation by
     0.2 % or so, and gradients by less than 1 % of their norm.
+
+    With converters the partial sum of each array and phase is drawn so, and converted.
+
+    Attributes:
+        rounding_as_variance: instead of converting partial sums, add the variance of their rounding, Δ²/12, and of the
+            converters' noise to the outputs': at the price of a read with ideal converters, for training. It holds
+            where Δ is below about two standard deviations of a partial sum and little is cut off.
     """
 
+    rounding_as_variance: bool = False
+
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        if array.converter is not None:
+            if not self.rounding_as_variance:
+                variances = amplitude(array.stored, array.rho, array.fluctuation).square()
+                return array.converted(x, array.stored, array.noise.of_read(x.device), variances)
+            array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
         generator = array.noise.of_read(x.device)
@@ -363,7 +462,8 @@ class Exact(Computation):
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
         spread = signed_amplitude(stored, array.rho, array.fluctuation)
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
-        parts = [self._read(array, part, stored, spread, generator) for part in patches.split(chunk)]
+        read = self._read if array.converter is None else self._read_converted
+        parts = [read(array, part, stored, spread, generator) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)
         return array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
 
@@ -371,20 +471,46 @@ class Exact(Computation):
         self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Integers (n, L, G, K) on cells (C, G, O, K) → (n, L, G, O)."""
+        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
+        for _, cell, current in self._currents(array, patches, stored, spread, generator):
+            total = total + array.significances[cell] * current.sum(-1)
+        return total
+
+    def _read_converted(
+        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The same with converters: the currents of each array, phase and column that is sensed apart are converted."""
+        scheme, inputs = array.scheme, array.inputs
+        units = scheme.conversions(inputs)
+        apart = array.mapping.conversions_per_output(array.weights) == len(stored)
+        sums: dict[tuple[int, int], Tensor] = {}
+        for phase, cell, current in self._currents(array, patches, stored, spread, generator):
+            parts = torch.stack([part.sum(-1) for part in current.split(array.arrays, -1)])
+            place = (phase if len(units) > 1 else 0, cell if apart else 0)
+            sums[place] = sums.get(place, 0.0) + parts * (1.0 if apart else array.significances[cell])
+        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
+        for (phase, cell), parts in sums.items():
+            significance = array.significances[cell] if apart else 1.0
+            unit = units[phase]
+            total = total + convert_sums(array, parts / unit, unit * significance, generator)
+        return total
+
+    def _currents(
+        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Phase, cell of a weight, and what each cell of its kind adds in it: (n, L, G, O, K)."""
         noise = array.fluctuation
         together = math.sqrt(noise.correlation)
-        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
-        shape = (*total.shape, patches.shape[-1])
+        shape = (*patches.shape[:-1], stored.shape[2], patches.shape[-1])
         phases = array.scheme.phases(patches, array.inputs)
-        for cell, amplitudes, weight in zip(stored, spread, array.significances, strict=True):
+        for number, (cell, amplitudes) in enumerate(zip(stored, spread, strict=True)):
             held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
-            for phase in phases:
+            for phase, driven in enumerate(phases):
                 states = sample_states(shape, noise, generator)
                 if held is not None:
                     same = torch.rand(shape, generator=generator, device=patches.device) < together
                     states = torch.where(same, held, states)
-                total = total + weight * ((cell + amplitudes * states) * phase.unsqueeze(3)).sum(-1)
-        return total
+                yield phase, number, (cell + amplitudes * states) * driven.unsqueeze(3)
 
 
 def _beside(outcome: Tensor, rho: Tensor) -> Tensor:
@@ -435,7 +561,7 @@ def _variance_floor(array: Array) -> Tensor:
     """
     smallest = array.weight.new_full((), smallest_weight(array.mapping, array.weights))
     quantum = amplitude(smallest, array.rho.detach(), array.fluctuation)
-    return (1e-4 * quantum.square() + 1e-30).to(array.weight.dtype).expand(len(array.weight))
+    return (1e-4 * quantum.square() + 1e-30 + array.added_variance).to(array.weight.dtype).expand(len(array.weight))
 
 
 class _ReadMoments(torch.autograd.Function):

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision import models
 
 from energytl import (
+    Arrays,
     BitCells,
     BitSerialRead,
     Cell,
@@ -226,8 +227,8 @@ def equal_runs(runs, **hardware):
 @pytest.mark.parametrize("scheme", [SingleRead(), BitSerialRead()], ids=repr)
 @pytest.mark.parametrize("rows", [3, 128])
 def test_one_of_several_runs_costs_what_a_network_of_its_own_does(mapping, scheme, rows):
-    periphery = Periphery(rows=rows)
-    several, one = (estimate(*equal_runs(runs, mapping=mapping, read=scheme), periphery) for runs in (4, 1))
+    hardware = {"mapping": mapping, "read": scheme, "arrays": Arrays(rows=rows)}
+    several, one = (estimate(*equal_runs(runs, **hardware)) for runs in (4, 1))
     assert several.cells == 4 * one.cells
     found = several.of_one(4)
     assert found.numbers() == pytest.approx(one.numbers(), rel=1e-5)

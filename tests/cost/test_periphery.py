@@ -37,8 +37,6 @@ def test_one_read_of_a_full_array_costs_what_isaac_says():
         (lambda: WaldenConverter(0), r"converter\.bits is 0; allowed: 1 to 24"),
         (lambda: WaldenConverter(25), r"converter\.bits is 25; allowed: 1 to 24"),
         (lambda: WaldenConverter(8, step_j=0.0), r"converter\.step_j is 0\.0; allowed: above 0 up to 1 \(J\)"),
-        (lambda: Periphery(rows=0), r"periphery\.rows is 0; allowed: 1 to 1000000"),
-        (lambda: Periphery(columns=0), r"periphery\.columns is 0; allowed: 1 to 1000000"),
         (lambda: Periphery(columns_per_converter=0), r"periphery\.columns_per_converter is 0; allowed: 1 to 1000000"),
         (lambda: Periphery(row_driver_j=-1e-12), r"periphery\.row_driver_j is -1e-12; allowed: 0 to 1 \(J\)"),
         (lambda: Periphery(shift_add_j=-1e-12), r"periphery\.shift_add_j is -1e-12; allowed: 0 to 1 \(J\)"),
