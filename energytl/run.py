@@ -37,16 +37,22 @@ from energytl.results import (
     Result,
     finished,
     new_version,
+    read_json,
     read_result,
     version_number,
     versions,
     write_json,
 )
+from energytl.source import made_by
 from energytl.stages import analog_network, before_training, first_row, freeze, load_what_fits, program
 from energytl.training import Row, Trained, load_weights, several_processes, train
 
 HELD_IMAGES_BYTES = 2**31
 """Images to measure on are read and transformed once and held up to this size; more are loaded anew each time."""
+
+
+CODE = "code.json"
+"""Of a version folder: which versions of libraries, and which files of the user's own, ran it."""
 
 
 def run_case(
@@ -350,16 +356,25 @@ def _version_folder(case: Case, case_folder: Path, resume: bool) -> Path:
 
 
 def _choose_version(case: Case, case_folder: Path, resume: bool) -> Path:
-    settings = case.as_yaml()
+    settings, code = case.as_yaml(), made_by(case.resolved())
     if resume:
         for folder in reversed(versions(case_folder)):
-            if (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_bytes() == settings.encode():
-                return folder
-        if versions(case_folder):
-            print(f"{case.name}: no earlier run has these settings; starting anew", file=sys.stderr)
+            if _holds(folder / "recipe.yaml", settings.encode()):
+                if (folder / CODE).is_file() and read_json(folder / CODE) == code:
+                    return folder
+                print(f"{case.name}: {folder} was run by other code; starting anew", file=sys.stderr)
+                break
+        else:
+            if versions(case_folder):
+                print(f"{case.name}: no earlier run has these settings; starting anew", file=sys.stderr)
     folder = new_version(case_folder)
+    write_json(folder / CODE, code)
     (folder / "recipe.yaml").write_text(settings, encoding="utf-8")
     return folder
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
 
 
 def _device(case: Case) -> torch.device:

@@ -261,6 +261,20 @@ def test_an_edited_module_trains_anew_and_a_reused_one_is_told(run, tmp_path, mo
     assert run(settings)[1] == 1
 
 
+def test_a_finished_run_of_an_edited_module_is_not_taken_for_a_new_one(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_after_the_run.py"
+    module.write_text("from energytl.data import Digits\nclass made(Digits):\n    pass\n")
+    settings = SETTINGS | {"data": "edited_after_the_run.made", "train": None, "evaluation": None}
+    first, _ = run(settings, "rerun", resume=True)
+    assert run(settings, "rerun", resume=True)[0] == first
+    module.write_text(module.read_text() + "# edited\n")
+    capsys.readouterr()
+    run(settings, "rerun", resume=True)
+    assert "was run by other code; starting anew" in capsys.readouterr().err
+    assert len(list((run.folder / "rerun").glob("tiny/version_*"))) == 2
+
+
 @pytest.mark.parametrize("fault", ["no history", "no weight"])
 def test_a_kept_pretraining_of_other_content_is_named(run, fault):
     settings = SETTINGS | {"train": None, "evaluation": None, "pretrain": {"epochs": 1, "seed": 5 + len(fault)}}
