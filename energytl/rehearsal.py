@@ -109,6 +109,7 @@ def refuse_training(
     """
     for layer in analog_layers(network).values():
         layer.input_range = 1.0  # any: nothing is calibrated yet
+        layer.configure(converter=None)
     if objective is not None and objective.hints:
         refuse_hints(digital, network, objective.hints, torch.zeros(1, *data.shape))
     teacher = digital if objective is not None and objective.wants_teacher else None

@@ -273,7 +273,7 @@ def _multiplied(analog: nn.Module, example: tuple[Any, ...]) -> set[Tensor]:
     uses = _Uses({parameter for parameter in probe.parameters() if _is_matrix(parameter)}, example)
     for layer in probe.modules():
         if isinstance(layer, AnalogLayer):
-            layer.configure(computation=Noiseless())
+            layer.configure(computation=Noiseless(), converter=None)
             layer.register_forward_pre_hook(uses.enter)
             layer.register_forward_hook(uses.leave, always_call=True)
     with inference(probe), uses:

@@ -25,6 +25,7 @@ from energytl import (
     configure,
     convert,
     estimate,
+    to_digital,
 )
 from energytl.analog import fused
 from energytl.optim import PulsedSGD
@@ -61,7 +62,7 @@ def layer_and_inputs(layer, dtype=torch.float32, **hardware):
 def test_short_types_read_what_the_same_numbers_read_in_float32(layer, computation, dtype, columns):
     short, x = layer_and_inputs(layer, dtype, computation=computation, weights=WeightFormat(columns=columns))
     x[0] = 0  # a blank image
-    long = convert(copy.deepcopy(short).digital().float(), short.hardware, seed=0)
+    long = convert(to_digital(copy.deepcopy(short)).float(), short.hardware, seed=0)
     outputs, gradients = [], []
     for network in (short, long):
         inputs = x.clone().to(network.weight.dtype).requires_grad_()
@@ -185,7 +186,7 @@ def test_nan_stays_nan(layer, computation, scheme, large, mapping, monkeypatch):
     monkeypatch.setattr(fused, "LARGE", 1 if large else math.inf)
     monkeypatch.setattr(fused, "fused", lambda function, otherwise=None: otherwise or function)
     network, x = layer_and_inputs(layer, computation=computation, read=scheme, mapping=mapping)
-    digital = network.digital()
+    digital = to_digital(network)
     network.input_range = 1.0
     weight = network.weight.data
     for place in (x, weight):
@@ -236,7 +237,7 @@ def test_an_empty_batch_is_read_as_torch_does_and_sets_no_range(layer, computati
     network, x = layer_and_inputs(layer, computation=computation, inputs=InputFormat(5, follows=follows))
     configure(network, fluctuation=type(network.hardware.fluctuation)(correlation=correlation))
     y = network(x[:0].requires_grad_())
-    assert y.shape == network.digital()(x[:0]).shape
+    assert y.shape == to_digital(network)(x[:0]).shape
     y.sum().backward()
     assert float(network.weight.grad.abs().sum()) == 0
     assert network.input_range is None
