@@ -1,7 +1,7 @@
 """Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -161,11 +161,8 @@ def estimate(
             inputs, batch = _inputs(analog, example)
             of_one = inputs
             images = 1 if batch is None else example.shape[batch]
-            if (
-                batch is not None
-                and images > 1
-                and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs))
-            ):
+            folded = any(len(layer.prepared(x)) != images for layer, several in inputs.items() for x in several)
+            if batch is not None and images > 1 and folded:
                 of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
             return Cost(
                 tuple(
@@ -200,10 +197,6 @@ def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[
     with hooked([*inputs, *attentions], note):
         analog(example)
     return inputs, None if None in batches else 1 if 1 in batches else 0
-
-
-def _calls(inputs: dict[AnalogLayer, list[Tensor]]) -> Iterator[tuple[AnalogLayer, Tensor]]:
-    return ((layer, x) for layer, several in inputs.items() for x in several)
 
 
 def mean_cost(costs: list[Cost]) -> Cost:
