@@ -7,6 +7,10 @@ recipe → data → digital network → convert → train → evaluate → cost 
     optimizer = energytl.optim.CTTv2(analog.parameters(), lr=0.1, device=energytl.devices.presets.reram_om())
 """
 
+from energytl.quiet import interrupted_quietly
+
+interrupted_quietly()  # before the imports that take seconds
+
 from energytl import optim
 from energytl.analog.convert import (
     analog_layers,
@@ -41,6 +45,8 @@ from energytl.analog.read import (
 from energytl.analog.remaining import left_digital, why_digital
 from energytl.cost.estimate import Cost, LayerCost, estimate
 from energytl.cost.periphery import IsaacConverter, Periphery, WaldenConverter
+from energytl.crossbar.arrays import Arrays
+from energytl.crossbar.converter import CalibratedRange, Converter, FullRange, GranularRange
 from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
@@ -49,16 +55,21 @@ from energytl.devices.programming import GaussianWrite, Milo2021, Wan2022
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arrays",
     "BitCells",
     "BitSerialRead",
     "BitSlices",
+    "CalibratedRange",
     "Cell",
+    "Converter",
     "Cost",
     "DifferentialPair",
     "Exact",
     "Fluctuation",
     "Frozen",
+    "FullRange",
     "GaussianWrite",
+    "GranularRange",
     "Hardware",
     "InputFormat",
     "IsaacConverter",

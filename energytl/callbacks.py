@@ -9,8 +9,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from energytl import streams
 from energytl.analog.convert import analog_layers
-from energytl.analog.noise import fold
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.results import write_tensors
@@ -20,7 +20,8 @@ class SeededEpochs(Callback):
     """Start every epoch from (seed, epoch, rank): a resumed run goes on as the unbroken one.
 
     Args:
-        seed: of torch's global generator, which dropout and image transforms use, and of the read noise.
+        seed: of torch's, Python's and NumPy's global generators, which dropout and image transforms use, and of the
+            read noise.
     """
 
     def __init__(self, seed: int) -> None:
@@ -28,10 +29,7 @@ class SeededEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed all that draws random numbers in training."""
-        seeds = (self.seed, trainer.current_epoch, trainer.global_rank)
-        torch.manual_seed(fold(*seeds) % 2**63)
-        for layer in analog_layers(pl_module).values():
-            layer.noise.reseed(*seeds, 1)  # a stream apart from torch's own
+        streams.begin(pl_module, self.seed, trainer.current_epoch, trainer.global_rank)
 
 
 class History(Callback):
@@ -108,6 +106,29 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_tensors(Path(path), checkpoint)
 
 
+class SameTraining(Callback):
+    """Go on only from checkpoints of the same training: of the same settings, code, data and shapes.
+
+    Args:
+        name: of all these.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The name."""
+        return {"name": self.name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a different name."""
+        if state_dict["name"] != self.name:
+            raise ValueError(
+                "the checkpoint to go on from is of other settings, code or data, though the recipe reads the same "
+                "(an edited network, data module or image?): run without --resume to start anew"
+            )
+
+
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -137,6 +158,24 @@ class ClipWeights(Callback):
         for layer in analog_layers(pl_module).values():
             if layer.weight.requires_grad:
                 layer.clip_weight()
+
+
+class Begun(Callback):
+    """Knows whether training has begun, with whatever a checkpoint brings back.
+
+    Attributes:
+        yet: whether.
+    """
+
+    yet: bool = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step of all."""
+        self.yet = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step without a validation before training."""
+        self.yet = True
 
 
 class StopAtNaN(Callback):

@@ -1,48 +1,69 @@
 """The command line: parsing, and one clear line for what goes wrong."""
 
 import argparse
+import errno
+import io
 import json
 import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from urllib.error import URLError
 
-from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from energytl import __version__
 from energytl.analog.convert import analog_layers
 from energytl.analog.remaining import left_digital
-from energytl.callbacks import DivergedError
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
+from energytl.kept_trainings import first_training
+from energytl.origin import with_line
 from energytl.points import price
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, Recipe, RecipeError, read, recipe_parser, said_by
+from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_help
 from energytl.report import report
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
 from energytl.stages import analog_network
-from energytl.study.confirm import confirm_front, write_front
 from energytl.study.quantities import QUANTITIES
 from energytl.study.ray_cluster import run_on_ray
-from energytl.study.report import STUDY, TENSORBOARD, search_report
-from energytl.study.search import Search, run_search, wanted_quantities
+from energytl.study.report import TENSORBOARD, confirmed_report, search_report
+from energytl.study.search import STUDY, Search, run_search, wanted_quantities
 from energytl.study.settings import StudyError, read_study
 from energytl.study.storage import HEARTBEAT_S
 from energytl.tables import aligned, quantity
-from energytl.training import first_training
 from energytl.workers import run_cases, waiting_last, wants_processes
 
 PIPE_CLOSED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+STDERR = 2
+"""The file descriptor."""
+
+GO_ON = {"run": "repeat the command with --resume", "search": "repeat the command"}
+"""How commands that work for long go on from what is finished."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk without room."""
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EFBIG)
+"""Errors of a place where files cannot be written, whatever room it has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if nobody reads on, 2 for what the user can mend, 130 after Ctrl-C."""
     quiet_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no µ still gets the table
     parser = _parser()
     given, overrides = parser.parse_known_args(arguments)
     try:
@@ -73,7 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(overrides):
             _parser(given.command).print_help()
             print("\nkeys of a recipe, each of which can be overridden as --key.sub=value:\n")
-            recipe_parser(f"energytl {given.command} RECIPE").print_help()
+            print(recipe_help())
+            return 0
+        asked = next(filter(None, (re.fullmatch(r"--([\w.]+)\.help(?:=(.+))?", word) for word in overrides)), None)
+        if asked:
+            print(recipe_help(*asked.groups()))
             return 0
         if given.recipe is None:
             raise RecipeError(f"{given.command} wants a recipe, a YAML file; --help lists its keys")
@@ -86,22 +111,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {"run": _run, "check": _check, "cost": _cost}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
-        ways = {"run": "; to go on, repeat the command with --resume", "search": "; to go on, repeat the command"}
-        again = ways.get(given.command, "")
+        again = f"; to go on, {GO_ON[given.command]}" if given.command in GO_ON else ""
         print(f"\nenergytl: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as `| head` closes it; Python's last flush must not fail, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        advice = ": make room or choose another place with --out, then repeat with --resume; what is finished is kept"
-        unwritable = given.command in ("run", "search") and not isinstance(error, URLError)
-        print(f"\nenergytl: {said_by(error)}{advice if unwritable else ''}", file=sys.stderr)
+    except Exception as error:
+        if given.debug:
+            traceback.print_exception(error)
+        below_bars = "\n" if given.command in GO_ON else ""
+        print(f"{below_bars}energytl: {with_line(error)}{_advice(error, given)}", file=sys.stderr)
         return USAGE_ERROR
-    except (DivergedError, ValueError) as error:
-        below_bars = "\n" if given.command in ("run", "search") else ""
-        print(f"{below_bars}energytl: {said_by(error)}", file=sys.stderr)
-        return USAGE_ERROR
+
+
+def _advice(error: Exception, given: argparse.Namespace) -> str:
+    """What to do about an error of the operating system, where its words do not say it."""
+    if not isinstance(error, OSError):
+        return ""
+    place, name = getattr(given, "out", None), str(error.filename or "")
+    ours = place is not None and (name == str(place) or place.resolve() in Path(name).resolve().parents)
+    if error.errno in FULL:
+        todo = "make room" if place is None else "make room or choose another place with --out"
+    elif error.errno in UNWRITABLE and ours:
+        todo = "choose another place with --out"
+    else:
+        return ""
+    kept = "; what is finished is kept" if given.command in GO_ON else ""
+    return f": {todo}, then {GO_ON.get(given.command, 'repeat the command')}{kept}"
+
+
+@contextmanager
+def _said_when_terminated(command: str) -> Iterator[None]:
+    """While it is open, SIGTERM ends the program at once, with a line that says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main one gets signals
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        again = f"; to go on, {GO_ON[command]}" if command in GO_ON else ""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            os.write(STDERR, f"\nenergytl: terminated{again}\n".encode())  # it may have come within a print
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -110,6 +168,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
         description="How little energy keeps a network's accuracy on analog in-memory hardware?",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"energytl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
         "run": "train, evaluate and compare the cases of a recipe",
@@ -143,9 +202,15 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     text = "a soft-bounds device from measured pulses, as YAML, and a figure of measured against fitted"
     fitting = actions.add_parser("fit", help=text, description=text, allow_abbrev=False)
     fitting.add_argument(
-        "data", type=Path, metavar="DATA.csv", help="columns device,pulse,direction,conductance; a row for every pulse"
+        "data",
+        type=Path,
+        metavar="DATA.csv",
+        help="columns device,pulse,direction,conductance (uS); a row for every pulse",
     )
-    fitting.add_argument("--out", type=Path, metavar="PNG", help="where the figure goes (default: DATA.png)")
+    fitting.add_argument("--out", type=Path, metavar="FILE", help="the figure, .png, .pdf or .svg (default: DATA.png)")
+    for sub in (*commands.choices.values(), fitting):
+        if sub is not device:
+            sub.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
     return recipe_commands[command] if command else parser
 
 
@@ -163,14 +228,13 @@ def _add_search(commands: Any) -> None:  # noqa: ANN401
         help="postgresql://… or grpc://… for several machines (default: a file beside the runs)",
     )
     sub.add_argument("--cluster", choices=["ray"], help="run trials as tasks of a Ray cluster")
-    sub.add_argument(
-        "--heartbeat", type=int, default=HEARTBEAT_S, metavar="S", help="between a worker's signs of life to a database"
-    )
+    sub.add_argument("--heartbeat", type=int, default=HEARTBEAT_S, metavar="S", help="between a worker's signs of life")
     sub.add_argument(
         "--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go: DIR/search/STUDY (default: logs)"
     )
 
 
+@_said_when_terminated("search")
 def _search(given: argparse.Namespace, overrides: list[str]) -> int:
     """Search, measure the front again, report."""
     study = read_study(given.study, overrides)
@@ -185,17 +249,11 @@ def _search(given: argparse.Namespace, overrides: list[str]) -> int:
     folder = given.out / "search" / study.name
     trials = given.trials or study.settings.trials
     search = Search(study, folder, given.storage, trials, given.workers or 1, given.heartbeat)
-    with search.open():
-        pass  # a storage that refuses, or another search of that name, is found before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STUDY).write_text(study.as_yaml(), encoding="utf-8")
     if given.cluster == "ray":
         run_on_ray(search, given.workers)
     else:
         run_search(search)
-    with FileLock(folder / "report.lock"):  # commands that end together report one after the other
-        write_front(search, confirm_front(search))
-        print(search_report(folder, given.storage))
+    print(confirmed_report(search))
     print(f"\n{folder / 'report.html'}; tensorboard --logdir '{folder / TENSORBOARD}'")
     return 0
 
@@ -212,6 +270,7 @@ def _chosen(cases: list[Case], names: list[str] | None) -> list[Case]:
     return [case for case in cases if names is None or any(named(case, name) for name in names)]
 
 
+@_said_when_terminated("run")
 def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
     folder = given.out / given.recipe.stem
     if given.workers > 1 and any(wants_processes(case) for case in chosen):
@@ -223,12 +282,32 @@ def _run(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> in
         recipe = prepare(case, needs_data=True)  # a wrong last case is found before the first one trains
         trainings.append(first_training(case, recipe) if given.workers > 1 else None)
     chosen = waiting_last(chosen, trainings)
+    _make_folders(given.out, given.recipe, [case.name for case in chosen])
     run_cases({cases.index(case): case for case in chosen}, len(cases), folder, given.resume, given.workers)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
     print(report(folder, [case.name for case in cases]))
     print(f"\n{folder / 'report.html'}; curves: tensorboard --logdir '{folder}'")
     return 0
+
+
+def _make_folders(out: Path, recipe: Path, cases: list[str]) -> None:
+    """Make the folders of a run, so that a place that cannot be written is found before anything trains.
+
+    Raises:
+        OSError: naming it.
+        RecipeError: if the report's files or the runs would have the place of others.
+    """
+    folder = out / recipe.stem
+    if recipe.stem in (KEPT, "search"):
+        raise RecipeError(f"{folder} is the place of other files than {recipe}'s runs: give the recipe another name")
+    for name in ("summary.json", "report.html"):
+        if (folder / name).is_dir():
+            raise RecipeError(f"{folder / name} is a folder, but the report's file: remove it, or set another --out")
+    for place in (folder, out / KEPT, *(folder / case for case in cases)):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _check(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from energytl.allowed import COUNT, SHARE, Allowed, check
 from energytl.results import Result
 
 ROUNDING = 1e-6
@@ -38,11 +39,8 @@ class Convergence:
 
     def __post_init__(self) -> None:
         """Refuse what no accuracy reaches and a mean of nothing."""
-        if not 0 < self.target <= 1:
-            raise ValueError(f"convergence.target is {self.target}; allowed: above 0 up to 1, as 0.94")
-        if self.window < 1:
-            raise ValueError(f"convergence.window is {self.window}; allowed: 1 or more")
-        if self.start is not None and not 0 <= self.start[0] <= self.start[1] <= 1:
+        check(self, "convergence", target=Allowed(0, 1, above=True, note="as 0.94"), window=COUNT, start=SHARE)
+        if self.start is not None and not self.start[0] <= self.start[1]:
             raise ValueError(f"convergence.start is {list(self.start)}; allowed: two fractions, as [0.6, 0.8]")
 
 

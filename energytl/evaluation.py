@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from energytl.allowed import COUNT, COUNT_OR_0, SEED, Allowed, check
 from energytl.analog.convert import analog_layers, configure, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
 from energytl.devices.variation import Variation
+from energytl.progress import Bar
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -26,15 +27,18 @@ class Evaluation:
             keeps one state of its telegraph noise, unless reads are computed without noise.
         top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
-            factor of least energy at which the accuracy (lower quartile over reads) is at most so far below
-            the digital network's: weight scaling, open to every method. Several numbers give points, which two may
-            share. The factor is searched on part of the test images and confirmed on all of them, by other reads,
-            whose accuracy is the result. A network that never gets there is measured at the least energy of its own
-            best accuracy.
+            factor of least energy at which the accuracy (expected of a read) is so far below the digital network's:
+            weight scaling, open to every method. Several numbers give points, which two may share. The factor, and
+            which network of a family, are chosen on images that are held out; see `energytl.points`. A network that
+            never gets there is measured at the least energy of its own best accuracy.
         budgets: energies, in paper units; each gives a point: all ρ scaled to spend just so much.
         histograms: keep a histogram of what the cells of each layer hold.
-        images: test images that are used, evenly spaced over the set; None: all.
-        search_images: those of them that the search for the factor uses.
+        held_out: images on which `max_drop` and `budgets` choose, and of which nothing is told: training images that
+            no training sees, where the digital network learns here (pretrain without weights); else test images.
+            None: a fifth of the training images, or half of the test images, 5,000 at most.
+        searched: the run is one of many among which a search chooses: images are held out though it chooses nothing
+            itself, training is watched on them, and its accuracy on them is what it is chosen by.
+        images: test images that are told of, evenly spaced over the set; None: all (that are not held out).
         cost_batches: test batches whose activations the energy is the mean of.
         norm_batches: training batches of which batch norm takes its means and variances anew wherever ρ is set (AdaBS,
             see `energytl.estimate_batch_norm`). 0: it keeps those of training.
@@ -49,31 +53,27 @@ class Evaluation:
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
     histograms: bool = False
+    held_out: int | None = None
+    searched: bool = False
     images: int | None = None
-    search_images: int = 2000
     cost_batches: int = 4
     norm_batches: int = 0
     exact_images: int = 0
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        least = dict.fromkeys(("reads", "search_images", "cost_batches"), 1)
-        least |= dict.fromkeys(("first_read", "chips", "norm_batches", "exact_images"), 0)
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; allowed: {smallest} or more")
-        if not all(k > 1 for k in self.top):
-            raise ValueError(f"evaluation.top is {list(self.top)}; allowed: 2 or more, as [5, 10]")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"evaluation.images is {self.images}; allowed: 1 or more, or null for all")
+        check(
+            self,
+            "evaluation",
+            **dict.fromkeys(("reads", "images", "held_out", "cost_batches"), COUNT),
+            **dict.fromkeys(("chips", "norm_batches", "exact_images"), COUNT_OR_0),
+            first_read=SEED,
+            top=Allowed(2, note="as [5, 10]"),
+            max_drop=Allowed(0, 1, below=True, note="0.01 for a point"),
+            budgets=Allowed(0, above=True, note="in paper units"),
+        )
         if self.exact_images and self.reads < 2:
             raise ValueError("evaluation.exact_images wants evaluation.reads of 2 or more to compare with")
-        for drop in self.drops:
-            if not 0 <= drop < 1:
-                raise ValueError(f"evaluation.max_drop is {drop}; allowed: 0 up to 1, as 0.01 for a point")
-        for budget in self.budgets:
-            if not budget > 0:
-                raise ValueError(f"evaluation.budgets has {budget}; allowed: above 0, in paper units")
 
     @property
     def drops(self) -> tuple[float, ...]:
@@ -81,6 +81,34 @@ class Evaluation:
         if self.max_drop is None:
             return ()
         return self.max_drop if isinstance(self.max_drop, tuple) else (self.max_drop,)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a choice is made by accuracy, in this run or among several: of ρ, of a network, of settings."""
+        return bool(self.drops or self.budgets or self.searched)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images, and what the digital network makes of them.
+
+    Attributes:
+        batches: images and labels.
+        digital: the rank of their classes in the digital network's outputs, (images,).
+    """
+
+    batches: Batches
+    digital: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the digital network is right, bool (images,)."""
+        return self.digital == 0
+
+    @property
+    def accuracy(self) -> float:
+        """The digital network's accuracy."""
+        return float(self.right.double().mean())
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
     rows = []
     try:
         with inference(network), unchanging(network):
-            for number, (x, labels) in enumerate(tqdm(batches, label, leave=False, disable=not label)):
+            for number, (x, labels) in enumerate(Bar(batches, label, leave=False, disable=not label)):
                 x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
                 outcomes = []
                 for draw in draws:
@@ -163,7 +191,7 @@ def digital_ranks(network: nn.Module, batches: Batches, label: str) -> Tensor:
         return torch.cat(
             [
                 rank(network(x.to(device)), labels.to(device)).cpu()
-                for x, labels in tqdm(batches, label, leave=False, disable=not label)
+                for x, labels in Bar(batches, label, leave=False, disable=not label)
             ]
         )
 

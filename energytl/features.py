@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision.datasets import DatasetFolder
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from energytl import __version__
 from energytl.analog.convert import calibrate, convert
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import inference
 from energytl.analog.noise import fold
-from energytl.data import ImageData
+from energytl.data import ImageData, tensor_bytes
+from energytl.progress import Bar
 from energytl.results import write_tensors
+from energytl.source import made_by
 from energytl.training import load_tensors, load_weights
 
 
@@ -30,7 +28,7 @@ class Features(ImageData):
     """Features that a frozen network makes of images: what enters one of its layers, as images of 1×1 pixel.
 
     With positions, as before a convolution, their mean. They are computed once and kept in a file that its settings,
-    the network's weights and the images' files name (names and sizes; not what is in them). Training images that are
+    the network's weights and code and the images name (of files: names, sizes and times). Training images that are
     cropped at random are cropped once: set `augment: false` of an ImageFolder. Where there is a GPU, it computes.
 
     Args:
@@ -98,10 +96,6 @@ class Features(ImageData):
 
     not_modelled = ("the frozen network that makes the features",)
 
-    def identity(self) -> str | None:
-        """The features themselves, whatever their files are called; and how they come in batches."""
-        return f"{self._digest()}, {self.batch_size} a batch, order {self.seed}"
-
     def _compute(self) -> list[tuple[Tensor, Tensor]]:
         """Features and labels of the training and of the test images, or of the only images there are."""
         images = self.images
@@ -127,7 +121,7 @@ class Features(ImageData):
     def _features(self, network: nn.Module, device: torch.device, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
         """Features (N, C, 1, 1) and labels (N,), in the images' order."""
         loader = DataLoader(images, self.images.batch_size, num_workers=self.images.workers)
-        bar = tqdm(loader, f"features: {len(images)} images", leave=False)  # type: ignore[arg-type]
+        bar = Bar(loader, f"features: {len(images)} images", leave=False)  # type: ignore[arg-type]
         last = hasattr(self.network.get_submodule(self.layer), "in_features")  # a Linear's inputs are its last ones
         found, labels = [], []
         with inference(network):
@@ -144,13 +138,13 @@ class Features(ImageData):
         network, kind = self.network, type(self.images)
         settings = (self.layer, self.hardware, self.calibration_batches, self.seed, self.normalise)
         modules = [_plain(module) for module in network.modules()]
-        text = repr((__version__, kind.__module__, kind.__qualname__, _plain(self.images), settings, network, modules))
+        kinds = {kind, *map(type, network.modules()), *map(type, vars(self.hardware or Hardware()).values())}
+        code = made_by(sorted(f"{one.__module__}.{one.__name__}" for one in kinds))
+        text = repr((code, kind.__module__, kind.__qualname__, _plain(self.images), settings, network, modules))
         digest = hashlib.sha256(text.encode())
-        for data in (self.images.train_set, self.images.test_set):
-            for part in _identity(data):
-                digest.update(part)
+        digest.update(self.images.content.encode())
         for name, tensor in network.state_dict().items():
-            digest.update(name.encode() + _bytes(tensor))
+            digest.update(name.encode() + tensor_bytes(tensor))
         return digest.hexdigest()[:16]
 
 
@@ -189,23 +183,3 @@ def _plain(thing: object) -> list[tuple[str, object]]:
     return wrapped + [
         (name, value) for name, value in named if isinstance(value, str | int | float | tuple | Path | None)
     ]
-
-
-def _identity(data: Dataset[Any] | None) -> Iterator[bytes]:
-    """What tells a data set from another one: its files' names and sizes, or its tensors; else its length."""
-    if isinstance(data, Subset):
-        yield repr(list(data.indices)).encode()
-        yield from _identity(data.dataset)
-    elif isinstance(data, DatasetFolder):
-        for path, label in data.samples:
-            yield repr((Path(path).relative_to(data.root).as_posix(), label, Path(path).stat().st_size)).encode()
-    elif isinstance(data, TensorDataset):
-        yield from map(_bytes, data.tensors)
-    else:
-        yield repr(len(data)).encode()  # type: ignore[arg-type]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    """Shape, type and content."""
-    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-    return f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + content

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from energytl.allowed import ABOVE_0, COUNT_OR_0, FROM_0, SHARE, check
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import regularised_energy
@@ -56,16 +57,8 @@ class Objective:
         """Refuse negative prices and rates."""
         if not self._weights:
             raise ValueError("objective.energy_weight is an empty list; give one number or more")
-        rates = [(name, getattr(self, name)) for name in ("rho_lr", "range_lr", "weight_range_lr", "hint_weight")]
-        for name, value in (*(("energy_weight", weight) for weight in self._weights), *rates):
-            if value < 0:
-                raise ValueError(f"objective.{name} is {value}; allowed: 0 or more")
-        if self.activity < 0:
-            raise ValueError(f"objective.activity is {self.activity}; allowed: 0 or more images")
-        if not 0 <= self.distillation <= 1:
-            raise ValueError(f"objective.distillation is {self.distillation}; allowed: 0 to 1")
-        if not self.temperature > 0:
-            raise ValueError(f"objective.temperature is {self.temperature}; allowed: above 0")
+        rates = dict.fromkeys(("energy_weight", "rho_lr", "range_lr", "weight_range_lr", "hint_weight"), FROM_0)
+        check(self, "objective", **rates, activity=COUNT_OR_0, distillation=SHARE, temperature=ABOVE_0)
         if bool(self.hints) != bool(self.hint_weight):
             given, missing = ("hints", "hint_weight") if self.hints else ("hint_weight", "hints")
             raise ValueError(f"objective.{given} is nothing without objective.{missing}; set both or none")

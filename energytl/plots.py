@@ -142,11 +142,12 @@ def accuracy_energy(results: dict[str, Result]) -> Figure | None:
 
 
 def _draw_curves(axes: Axes, result: Result, colour: str) -> None:
-    """What the search for the points saw, a thin line for each trained network."""
-    curves: dict[float, list[tuple[float, float]]] = {}
+    """What the choice of the points saw, a thin line for each trained network: its drop on the images held out."""
+    curves: dict[int, list[tuple[float, float]]] = {}
     for row in result.get("curves") or []:
-        network = row.get("network", row["energy_weight"])  # older results only say its price
-        curves.setdefault(network, []).append((row["energy_paper"], 100 * row["accuracy"]))
+        digital = result["accuracy_digital"]
+        accuracy = row["accuracy"] if digital is None else digital - row["drop"]
+        curves.setdefault(row["network"], []).append((row["energy_paper"], 100 * accuracy))
     for curve in curves.values():
         axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7, alpha=0.6, zorder=0)
 

@@ -1,8 +1,30 @@
-"""The points of a case: an accuracy and its cost, each at the least energy that some accuracy needs, or at a budget."""
+"""The points of a case: an accuracy and its cost, each at the least energy that some accuracy needs, or at a budget.
+
+**What is chosen, on which images.** ρ, and the network of a family, are chosen on images that are held out: neither
+any training nor the test sees them (`energytl.data.ImageData.hold_out`). A point of the drop d is the least ρ at
+which the expected accuracy of a read, on these images, is the digital network's on the same images minus d,
+estimated without bias by the curve of some 27 reads (`energytl.frontier`). So no single read decides, and no margin
+is added: a choice is as often a little too accurate as not accurate enough. If even the largest ρ does not get
+there, nothing is *found*, and the least ρ near the case's own best accuracy stands for the point.
+
+**What is told, and of what.** Accuracy, its drop d̂ below the digital network's, and the drop's 95 % interval are
+those of the test images, by fresh reads with a random stream of their own, at a ρ that is fixed by then: no choice
+saw the images, or the reads. As nothing is selected by them, they are unbiased whatever the choice was. The
+interval is that of d̂ at the ρ chosen, for other images of the same kind and other reads.
+
+**When a drop is reached.** If the choice found it, and the test images do not refute it: the interval of d̂ begins
+at d or below, so that d̂ is not above d by more than chance (one-sided, 2.5 %). Held-out and test images differ by
+chance, too: of n images each, on which digital and analog network disagree with a probability q, the drop differs
+by √(2q/n) between them; so of networks with just the drop d one in 12 is not confirmed with as many images on both
+sides (1.96/√2 standard errors), fewer with more held out.
+
+What is left of a choice's luck is in the images held out: networks of a family, and drops, are compared on the same
+ones. It does not reach what is told.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +38,8 @@ from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
 from energytl.devices.variation import Variation
 from energytl.evaluation import (
-    Batches,
     Evaluation,
+    Judged,
     accuracies,
     chip_draws,
     drop_interval,
@@ -30,7 +52,7 @@ from energytl.evaluation import (
     same_accuracy,
     top_accuracies,
 )
-from energytl.frontier import Curve, RhoScale, confirm, own_best, refine, refuting_reads, trace
+from energytl.frontier import OWN_BEST, Curve, RhoScale, search, trace
 from energytl.recipe import Recipe
 from energytl.results import Result
 from energytl.training import Trained
@@ -44,12 +66,6 @@ BINS = 81
 LEAST_FACTOR = 1e-4
 """Smallest common factor on ρ that is tried."""
 
-NEAR = 0.01
-"""How far below its target a network's best accuracy on few images may be, for all of them to be asked."""
-
-FEW_IMAGES = 10_000
-"""Images that one measurement of the search sees, by several reads where there are fewer."""
-
 BUDGET_ROUNDS = 3
 """How often what a budget's ρ spends is measured, and ρ put right."""
 
@@ -59,197 +75,194 @@ class Candidate:
     """A trained network among which a point chooses.
 
     Attributes:
+        number: among the case's.
         trained: its weights and ρ.
         energies: of each layer at the trained ρ, paper units.
         scale: of its ρ.
-        curve: accuracy on few images against the factor on ρ.
-        shifts: what all images' accuracy was above it, as measured so far.
+        curve: accuracy on the images held out against the factor on ρ.
     """
 
+    number: int
     trained: Trained
     energies: list[float]
     scale: RhoScale
     curve: Curve
-    shifts: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network, and the ρ at which it is read.
+
+    Attributes:
+        candidate: the network.
+        log_factor: on its trained ρ.
+        drop: below the digital accuracy, on the images held out, as estimated.
+        found: whether that is the drop that was asked; None if none was.
+    """
+
+    candidate: Candidate
+    log_factor: float
+    drop: float
+    found: bool | None = None
+
+    @property
+    def energy(self) -> float:
+        """In paper units, as estimated from that at the trained ρ."""
+        return self.candidate.scale.energy(self.candidate.energies, self.log_factor)
 
 
 class Points:
-    """Measures the points of one case on its test images.
+    """Measures the points of one case on its test images, and chooses them on others.
 
     Args:
         label: of progress bars.
         analog: the network, whose weights and ρ each measurement sets.
         recipe: the case's.
         test: test images.
-        digital: the rank of their classes in the digital network's outputs, (images,).
+        held_out: images to choose on; None, if the evaluation chooses nothing.
     """
 
-    def __init__(self, label: str, analog: nn.Module, recipe: Recipe, test: Batches, digital: Tensor) -> None:
+    def __init__(self, label: str, analog: nn.Module, recipe: Recipe, test: Judged, held_out: Judged | None) -> None:
         assert recipe.evaluation is not None
         self.label, self.analog, self.recipe = label, analog, recipe
         self.evaluation: Evaluation = recipe.evaluation
-        self.test, self.digital_ranks, self.digital = test, digital, digital == 0
-        self.accuracy_digital = float(self.digital.double().mean())
-        stride = max(1, len(digital) // self.evaluation.search_images)
-        self.few = every(test, stride)
-        self.accuracy_digital_few = float(self.digital[::stride].double().mean())
+        self.test, self._held_out = test, held_out
         self._without_noise: dict[int, float] = {}
-        self._log_factor: float | None = None
+        self._set_to: tuple[int, float] | None = None
         device = next(analog.parameters()).device
         self.norm_images = [images.to(device) for images in recipe.data.first_images(self.evaluation.norm_batches)]
 
+    @property
+    def held_out(self) -> Judged:
+        """The images on which points are chosen."""
+        assert self._held_out is not None
+        return self._held_out
+
     def measure(self, trained: list[Trained]) -> tuple[list[Result], list[dict[str, Any]]]:
-        """All points that the evaluation asks for, and the curves on which they were searched.
+        """All points that the evaluation asks for, and the curves on which they were chosen.
 
         Args:
             trained: the network after each of its trainings; without drops and budgets the last one is measured.
         """
         drops, budgets = self.evaluation.drops, self.evaluation.budgets
         if not drops and not budgets:
-            return [self._at_trained(trained[-1])], []
-        candidates = [self._candidate(network) for network in trained]
-        found = [self._at_drop(candidates, drop) for drop in drops]
-        points = [self._cheapest(own, found) for own in found]
-        points += [self._at_budget(candidates, budget) for budget in budgets]
-        return points, [row for number, candidate in enumerate(candidates) for row in curve_rows(number, candidate)]
+            self._load(trained[-1])
+            self._estimate_norms()
+            nothing_asked = {"drop": None, "found": None, "drop_held_out": None, "reached": None, "rho_factor": 1.0}
+            return [nothing_asked | self._told(trained[-1])], []
+        candidates = [self._candidate(number, network) for number, network in enumerate(trained)]
+        found = [self._for_drop(candidates, drop) for drop in drops]
+        choices = [cheapest(own, drop, found) for own, drop in zip(found, drops, strict=True)]
+        choices += [self._for_budget(candidates, budget) for budget in budgets]
+        told: dict[tuple[int, float], Result] = {}
+        points = []
+        for asked, choice in zip([*drops, *budgets], choices, strict=True):
+            place = choice.candidate.number, choice.log_factor
+            if place not in told:
+                told[place] = self._at(choice)
+            result = told[place]
+            point: Result = {"drop": None, "found": choice.found, "drop_held_out": choice.drop, "reached": None}
+            if choice.found is None:
+                point["budget"] = asked
+            else:
+                point |= {"drop": asked, "reached": choice.found and result["accuracy_drop_low"] <= asked}
+            points.append(point | result)
+        return points, [row for c in candidates for row in curve_rows(c, self.held_out.accuracy)]
 
-    def _candidate(self, trained: Trained) -> Candidate:
+    def _candidate(self, number: int, trained: Trained) -> Candidate:
         self._load(trained)
         self._estimate_norms()
         layers = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe).layers
         energies, scale = [float(layer.energy_paper or 0.0) for layer in layers], RhoScale(self.analog)
-        floor = self.accuracy_digital_few - max(self.evaluation.drops) - BELOW if self.evaluation.drops else math.inf
+        floor = self.held_out.accuracy - max(self.evaluation.drops) - BELOW if self.evaluation.drops else math.inf
         spending = [scale.spending(energies, budget) for budget in self.evaluation.budgets]
         needed = min(spending, default=math.inf)
         lowest = min(math.log(LEAST_FACTOR), needed)
         name = f", λ = {trained.energy_weight:g}" if trained.energy_weight else ""
-        accuracy_at = self._accuracy_at(scale, self.few, 4, f"{self.label}{name}: curve")
-        return Candidate(trained, energies, scale, trace(accuracy_at, scale.highest, floor, lowest, needed))
+        read_at = self._read_at(number, scale, f"{self.label}{name}: curve")
+        return Candidate(number, trained, energies, scale, trace(read_at, scale.highest, floor, lowest, needed))
 
-    def _accuracy_at(self, scale: RhoScale, images: Batches, stream: int, label: str) -> Callable[[float], float]:
-        """Accuracy at a log factor: the mean of as many reads as see FEW_IMAGES, but no more than can refute one."""
-        count = len(self.digital) if images is self.test else sum(len(labels) for _, labels in self.few)
-        reads = min(refuting_reads(self.evaluation.reads), -(-FEW_IMAGES // count)) if images is self.test else 1
+    def _read_at(self, number: int, scale: RhoScale, label: str) -> Callable[[float, int], float]:
+        """Accuracy on the images held out of the n-th read of the number-th network, which is loaded."""
 
-        def measured(log_factor: float) -> float:
-            self._set(scale, log_factor)
-            seed = fold(self.recipe.seed, stream, round(1e6 * log_factor) % 2**32)
-            found = accuracies(self.analog, images, read_draws(self.analog, reads, seed), label)
-            return sum(found) / len(found)
+        def read_at(log_factor: float, n: int) -> float:
+            self._set(number, scale, log_factor)
+            (draw,) = read_draws(self.analog, 1, fold(self.recipe.seed, 4, number, n))
+            return accuracies(self.analog, self.held_out.batches, [draw], label)[0]
 
-        return measured
+        return read_at
 
-    def _at_trained(self, trained: Trained) -> Result:
-        self._load(trained)
-        self._estimate_norms()
-        reads = self._reads(2)
-        return {"drop": None, "reached": None, "rho_factor": 1.0} | self._result(trained, reads)
-
-    def _at_drop(self, candidates: list[Candidate], drop: float) -> Result:
-        """The least energy with an accuracy at most so far below the digital one, or that of the own best."""
-        target = self.accuracy_digital - drop
-        shift = self.accuracy_digital - self.accuracy_digital_few
+    def _for_drop(self, candidates: list[Candidate], drop: float) -> Choice:
+        """The least energy with an accuracy just so far below the digital one, or that of the own best."""
+        target = self.held_out.accuracy - drop
 
         def expected(candidate: Candidate) -> float:
-            log_factor = candidate.curve.least(target - shift)
-            return candidate.scale.energy(
-                candidate.energies, candidate.scale.highest if log_factor is None else log_factor
-            )
+            log_factor = candidate.curve.least(target)
+            factor = candidate.scale.highest if log_factor is None else log_factor
+            return candidate.scale.energy(candidate.energies, factor)
 
-        reaching = [c for c in candidates if c.curve.rising[-1] >= target - shift - NEAR]
-        for candidate in sorted(reaching, key=expected):
-            self._load(candidate.trained)
-            label = f"{self.label}: least ρ for {100 * drop:g} % drop"
-            accuracy_at = self._accuracy_at(candidate.scale, self.test, 5, label)
-            start = refine(candidate.curve, target, accuracy_at, candidate.shifts)
-            found = None
-            if start is not None:
-                reads_at = self._confirming(candidate.scale, target, label)
-                found = confirm(candidate.curve, start, target, reads_at)
-            if found is not None:
-                log_factor, reads = found
-                return {"drop": drop, "reached": True} | self._scaled(candidate, log_factor, reads)
-        best = max(candidates, key=lambda c: c.curve.rising[-1])
-        self._load(best.trained)
-        accuracy_at = self._accuracy_at(best.scale, self.test, 5, f"{self.label}: least ρ for its own best accuracy")
-        lowest, highest = best.curve.log_factors[0], best.curve.log_factors[-1]
-        return {"drop": drop, "reached": False} | self._scaled(best, own_best(lowest, highest, accuracy_at))
+        label = f"{self.label}: least ρ for {100 * drop:g} % drop"
+        for candidate in sorted(candidates, key=expected):
+            log_factor = self._search(candidate, lambda curve: target, label)
+            if log_factor is not None:
+                return Choice(candidate, log_factor, drop, found=True)
+        best = max(candidates, key=lambda c: c.curve.best)
+        label = f"{self.label}: least ρ for its own best accuracy"
+        log_factor = self._search(best, lambda curve: curve.best - OWN_BEST, label)
+        assert log_factor is not None  # the best is at the highest factor
+        return Choice(best, log_factor, self.held_out.accuracy - best.curve.at(log_factor), found=False)
 
-    def _cheapest(self, own: Result, others: list[Result]) -> Result:
-        """The point of a drop, or one of another drop that is accurate enough for less energy."""
-        target = self.accuracy_digital - own["drop"]
-        enough = [own] * own["reached"]
-        enough += [point for point in others if point is not own and point["accuracy_q25"] >= target]
-        if not enough:
-            return own
-        return min(enough, key=lambda point: point["energy_paper"]) | {"drop": own["drop"], "reached": True}
+    def _search(self, candidate: Candidate, target: Callable[[Curve], float], label: str) -> float | None:
+        self._load(candidate.trained)
+        read_at = self._read_at(candidate.number, candidate.scale, label)
+        candidate.curve, log_factor = search(candidate.curve, target, read_at)
+        return log_factor
 
-    def _confirming(self, scale: RhoScale, target: float, label: str) -> Callable[[float, int, Tensor | None], Tensor]:
-        error = math.sqrt(target * (1 - target) / len(self.digital))  # reads of the same images mostly differ by less
-
-        def reads_at(log_factor: float, attempt: int, few: Tensor | None) -> Tensor:
-            """As many reads as can refute a factor, or one if this is far from the target; given them, all."""
-            self._set(scale, log_factor)
-            seed = fold(self.recipe.seed, 2, attempt) + self.evaluation.first_read
-            draws = read_draws(self.analog, self.evaluation.reads, seed)
-            found = torch.empty(0, len(self.digital), dtype=torch.long) if few is None else few
-            for upto in (1, refuting_reads(len(draws))) if few is None else (len(draws),):
-                if more := draws[len(found) : upto]:
-                    found = torch.cat([found, ranks(self.analog, self.test, more, f"{label}, confirming")])
-                if all(abs(accuracy - target) > error for accuracy in top_accuracies(found)):
-                    break
-            return found
-
-        return reads_at
-
-    def _at_budget(self, candidates: list[Candidate], budget: float) -> Result:
+    def _for_budget(self, candidates: list[Candidate], budget: float) -> Choice:
         """The most accurate network that spends so much."""
         factors = [c.scale.spending(c.energies, budget) for c in candidates]
         chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
         candidate, log_factor = candidates[chosen], factors[chosen]
         self._load(candidate.trained)
         for _ in range(BUDGET_ROUNDS):  # noise enlarges activations, so energy is not just proportional to ρ
-            self._set(candidate.scale, log_factor)
+            self._set(candidate.number, candidate.scale, log_factor)
             cost = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe)
             assert cost.energy_paper is not None  # there are test images
             log_factor = min(log_factor + math.log(budget / cost.energy_paper), candidate.scale.highest)
-        return {"drop": None, "budget": budget, "reached": None} | self._scaled(candidate, log_factor)
-
-    def _reads(self, stream: int) -> Tensor:
-        first = self.evaluation.first_read
-        draws = read_draws(self.analog, self.evaluation.reads, fold(self.recipe.seed, stream) + first)
-        return ranks(self.analog, self.test, draws, f"{self.label}: evaluating")
+        return Choice(candidate, log_factor, self.held_out.accuracy - candidate.curve.at(log_factor))
 
     def _load(self, trained: Trained) -> None:
         self.analog.load_state_dict(trained.state)
-        self._log_factor = None
+        self._set_to = None
 
-    def _set(self, scale: RhoScale, log_factor: float) -> None:
+    def _set(self, number: int, scale: RhoScale, log_factor: float) -> None:
         """All ρ of the loaded network scaled, with norms that know how reads fluctuate there."""
-        if log_factor != self._log_factor:
+        if (number, log_factor) != self._set_to:
             scale.set(log_factor)
             self._estimate_norms()
-            self._log_factor = log_factor
+            self._set_to = number, log_factor
 
     def _estimate_norms(self) -> None:
         if self.norm_images:
             estimate_batch_norm(self.analog, self.norm_images, fold(self.recipe.seed, 10))
 
-    def _scaled(self, candidate: Candidate, log_factor: float, reads: Tensor | None = None) -> Result:
-        """The network at a factor, with the reads that confirmed it there, or new ones."""
-        self._set(candidate.scale, log_factor)  # a search may have ended at another
-        reads = self._reads(2) if reads is None else reads
-        return {"rho_factor": math.exp(log_factor)} | self._result(candidate.trained, reads)
+    def _at(self, choice: Choice) -> Result:
+        """What is told of a choice."""
+        self._load(choice.candidate.trained)
+        self._set(choice.candidate.number, choice.candidate.scale, choice.log_factor)
+        return {"rho_factor": math.exp(choice.log_factor)} | self._told(choice.candidate.trained)
 
-    def _result(self, trained: Trained, reads: Tensor) -> Result:
-        """Accuracy and cost of the network as it now is, as plain numbers."""
+    def _told(self, trained: Trained) -> Result:
+        """Accuracy on test images, by reads that nothing was chosen by, and cost of the network as it now is."""
         seed, evaluation = self.recipe.seed, self.evaluation
+        fresh = read_draws(self.analog, evaluation.reads, fold(seed, 2) + evaluation.first_read)
+        reads = ranks(self.analog, self.test.batches, fresh, f"{self.label}: evaluating")
         low, median, high = quartiles(top_accuracies(reads))
-        drop, drop_low, drop_high = drop_interval(self.digital, reads == 0)
+        drop, drop_low, drop_high = drop_interval(self.test.right, reads == 0)
         hardware = self.recipe.hardware
         noisy = not isinstance(hardware.computation, Noiseless) or any(hardware.variation.levels)
         draws = chip_draws(self.analog, evaluation.chips, fold(seed, 3))
-        apart = ranks(self.analog, self.test, draws, f"{self.label}: chips") if draws else reads[:0]
+        apart = ranks(self.analog, self.test.batches, draws, f"{self.label}: chips") if draws else reads[:0]
         chips = top_accuracies(apart)
         result: Result = {
             "energy_weight": trained.energy_weight,
@@ -268,9 +281,13 @@ class Points:
             result |= {"accuracy_chips_median": median, "accuracy_chips_q25": low, "accuracy_chips_q75": high}
         for k in evaluation.top:
             result[f"accuracy_top{k}"] = quartiles(top_accuracies(reads, k))[1]
-            result[f"accuracy_digital_top{k}"] = float((self.digital_ranks < k).double().mean())
+            result[f"accuracy_digital_top{k}"] = float((self.test.digital < k).double().mean())
             if chips:
                 result[f"accuracies_chips_top{k}"] = top_accuracies(apart, k)
+        if evaluation.searched:
+            chosen_by = read_draws(self.analog, evaluation.reads, fold(seed, 11) + evaluation.first_read)
+            found = accuracies(self.analog, self.held_out.batches, chosen_by, f"{self.label}: images held out")
+            result["accuracy_held_out"] = quartiles(found)[1]
         if evaluation.histograms:
             result["histograms"] = {name: histogram(layer) for name, layer in analog_layers(self.analog).items()}
         if evaluation.exact_images:
@@ -288,7 +305,7 @@ class Points:
             hardware = self.recipe.hardware
             configure(self.analog, computation=Noiseless(), variation=Variation())
             self._estimate_norms()
-            found = accuracies(self.analog, self.test, [noiseless_draw()], f"{self.label}: without noise")
+            found = accuracies(self.analog, self.test.batches, [noiseless_draw()], f"{self.label}: without noise")
             configure(self.analog, computation=hardware.computation, variation=hardware.variation)
             self._estimate_norms()
             self._without_noise[id(trained)] = found[0]
@@ -296,25 +313,33 @@ class Points:
 
     def _exact(self, reads: Tensor) -> dict[str, float | int]:
         """One read of some test images with a state for every cell, beside the reads by moments of the same images."""
-        stride = max(1, len(self.digital) // self.evaluation.exact_images)
+        stride = max(1, len(self.test.digital) // self.evaluation.exact_images)
         draws = [exact_draw(fold(self.recipe.seed, 6))]
-        exact = ranks(self.analog, every(self.test, stride), draws, f"{self.label}: exact")[0] == 0
+        exact = ranks(self.analog, every(self.test.batches, stride), draws, f"{self.label}: exact")[0] == 0
         difference, error = same_accuracy(exact, reads[:, ::stride] == 0)
         accuracy = float(exact.double().mean())
         return {"images": len(exact), "accuracy": accuracy, "difference": difference, "standard_error": error}
 
 
-def curve_rows(number: int, candidate: Candidate) -> list[dict[str, Any]]:
-    """Energy and accuracy of the search on the number-th trained network, as plain numbers."""
+def cheapest(own: Choice, drop: float, others: list[Choice]) -> Choice:
+    """The choice for a drop, or that for another drop which by its estimate loses no more, for less energy."""
+    enough = [own] if own.found else []
+    enough += [other for other in others if other is not own and other.drop <= drop]
+    return replace(min(enough, key=lambda choice: choice.energy), found=True) if enough else own
+
+
+def curve_rows(candidate: Candidate, digital: float) -> list[dict[str, Any]]:
+    """Energy, accuracy and drop below the digital one at the knots of a network's curve, as plain numbers."""
     curve = candidate.curve
     return [
         {
-            "network": number,
+            "network": candidate.number,
             "energy_weight": candidate.trained.energy_weight,
             "energy_paper": candidate.scale.energy(candidate.energies, log_factor),
             "accuracy": accuracy,
+            "drop": digital - accuracy,
         }
-        for log_factor, accuracy in zip(curve.log_factors, curve.accuracies, strict=True)
+        for log_factor, accuracy in zip(curve.knots, curve.rising, strict=True)
     ]
 
 

@@ -1,8 +1,10 @@
 """What a recipe holds, and how a YAML file with its cases and overrides becomes recipes."""
 
 import copy
-import difflib
+import inspect
 import re
+import sys
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,12 +13,14 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from energytl import strict_yaml
+from energytl.allowed import ABOVE_0, COUNT, FINITE, SEED, SHARE, check, check_value
 from energytl.analog.hardware import Hardware
 from energytl.analog.read import Computation, Moments, Noiseless
 from energytl.convergence import Convergence
@@ -28,6 +32,19 @@ from energytl.devices.programming import WriteError
 from energytl.devices.pulsed import PulsedDevice
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
+from energytl.parser import (
+    explained,
+    help_on,
+    lost,
+    named,
+    no_part,
+    one_line,
+    public_path,
+    said_by,
+    same_part,
+    unknown_key,
+)
+from energytl.parser import parse as parse_settings
 
 OWN_TRAINER_SETTINGS = {
     "callbacks",
@@ -39,9 +56,25 @@ OWN_TRAINER_SETTINGS = {
 }
 """What energytl sets of Lightning's Trainer; everything else can be set in a recipe."""
 
+TRAINER_BOUNDS = {"limit_train_batches": ABOVE_0} | dict.fromkeys(
+    ("accumulate_grad_batches", "check_val_every_n_epoch", "devices", "log_every_n_steps", "num_nodes"), COUNT
+)
+"""What Lightning's Trainer takes, but trains nothing with, or fails with later."""
+
 KEPT = "trained"
 """Folder beside the recipes' runs with finished trainings that other runs may share."""
 
+SEARCHES = "search"
+"""Folder beside the recipes' runs with those of searches."""
+
+OF_THE_FILE = ("base", "cases", "seeds")
+"""Keys of a recipe file, and of no case."""
+
+LONGEST_NAME = 200
+"""Bytes of a case's name, which names a folder."""
+
+OF_THE_REPORT = (".html", ".json", ".lock", ".part", ".png")
+"""Endings of what a report writes beside the cases."""
 
 PRETRAIN = "pretrain"
 """Name of the digital pre-training among the trainings before the recipe's own."""
@@ -75,8 +108,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         """Refuse to train for less than an epoch."""
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; allowed: 1 or more (or no training: null)")
+        check(self, epochs=COUNT, seed=SEED)
 
 
 @dataclass(frozen=True)
@@ -136,8 +168,7 @@ class Programming:
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        if not 0 <= self.stuck <= 1:
-            raise ValueError(f"program.stuck is {self.stuck}; allowed: 0 to 1")
+        check(self, "program", stuck=SHARE)
 
 
 @dataclass(frozen=True)
@@ -201,6 +232,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse an uncalibrated network, and settings of a training that there is not."""
+        check(self, calibration_batches=COUNT, published=ABOVE_0, seed=SEED)
+        for key in ("method", "condition"):
+            if not (getattr(self, key) or "").isprintable():
+                raise ValueError(f"{key} is {getattr(self, key)!r}; allowed: characters that a terminal shows")
         if PRETRAIN in self.stages:
             raise ValueError(f"stages: {PRETRAIN} is the digital training before them; give the stage another name")
         for key in ("convergence", "frozen"):
@@ -212,8 +247,6 @@ class Recipe:
             raise ValueError(
                 f"evaluation is of one network, but {self.data.runs} runs train side by side: set evaluation: null"
             )
-        if self.calibration_batches < 1:
-            raise ValueError(f"calibration_batches is {self.calibration_batches}; allowed: 1 or more")
 
     @property
     def before(self) -> dict[str, Pretrain]:
@@ -239,17 +272,38 @@ class Case:
     settings: Namespace
 
     def build(self) -> Recipe:
-        """The recipe with its network and data made. Random weights come from torch's global seed."""
+        """The recipe with its network and data made. Random weights come from torch's global seed.
+
+        Raises:
+            RecipeError: for what the settings do not allow, and whatever a user's own network, data or device raises.
+        """
         try:
             built = recipe_parser().instantiate(self.settings)
             return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
-        except (ValueError, TypeError, ArgumentError) as error:
-            raise RecipeError(f"case {self.name}: {one_line(error, recipe_parser())}") from error
+        except Exception as error:
+            said = _whole_key(one_line(error, recipe_parser(), Recipe), self.settings)
+            part = self._failing()
+            raise RecipeError(f"case {self.name}: {'' if part in said else f'{part}: '}{said}") from error
+
+    def _failing(self) -> str:
+        """The first part of the recipe that cannot be made; empty if each can."""
+        for name in vars(self.settings):
+            try:
+                recipe_parser().instantiate(Namespace({name: self.settings[name]}))
+            except Exception:
+                return name
+        return ""
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer."""
-        parser = _trainer_parser()
-        return dict(vars(parser.instantiate(Namespace(trainer=self.settings.trainer)).trainer))
+        made = dict(vars(_trainer_parser().instantiate(Namespace(trainer=self.settings.trainer)).trainer))
+        hints = typing.get_type_hints(Trainer.__init__)
+        try:
+            for name, value in made.items():
+                check_value(name, value, hints[name], TRAINER_BOUNDS.get(name, FINITE))
+        except TypeError as error:
+            raise RecipeError(str(error)) from error
+        return made
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as plain values, defaults filled in."""
@@ -262,17 +316,42 @@ class Case:
         return text
 
 
+def _whole_key(said: str, settings: Namespace) -> str:
+    """What a record says of a setting, with all of its key where only one setting can be meant.
+
+    >>> _whole_key("seed is -1; allowed: 0 or more", Namespace(seed=0, pretrain=Namespace(seed=-1)))
+    'pretrain.seed is -1; allowed: 0 or more'
+    """
+    found = re.match(r"([\w.]+) is (\S+);", said)
+    if not found:
+        return said
+    last = found[1].rpartition(".")[2]
+    keys = [key for key, value in flat(settings).items() if key.rpartition(".")[2] == last and str(value) == found[2]]
+    return said.replace(found[1], keys[0].replace(".init_args", ""), 1) if len(keys) == 1 else said
+
+
 @cache
 def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     """The parser of everything that a recipe may hold."""
     set_parsing_settings(
         subclasses_enabled=[Fluctuation, Cell, PulsedDevice]
     )  # so that functions may return them, as presets do
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=Recipe.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)
     _add_trainer(parser)
     return parser
+
+
+def recipe_help(key: str | None = None, name: str | None = None) -> str:
+    """The keys of a recipe, or what one of them takes; see `help_on`."""
+    if key is None:
+        keys = explained(Recipe).replace("\n  ", "\n  --").replace("  ", "  --", 1)
+        keys += "\n  --trainer  whatever Lightning's Trainer takes"
+        return f"{keys}\n\nwhat a key takes: --KEY.help, as --hardware.help"
+    if key == "trainer":
+        return explained(Trainer, [*OWN_TRAINER_SETTINGS, "self"])
+    return help_on(Recipe, key, name)
 
 
 @cache
@@ -294,7 +373,8 @@ def read(
     Args:
         path: YAML file. `cases` maps names to what differs from the rest of the file, nested or dotted; `seeds` lists
             numbers with each of which every case is run; `base` names a recipe beside it, or several, of which later
-            ones win, from which this one differs in what it says.
+            ones win, from which this one differs in what it says; `import_from` lists folders of your own modules,
+            besides the recipe's and the working one.
         overrides: as on the command line, --key.sub=value; they win over the file and its cases.
         only: read just the case of that name.
         changes: nested or dotted settings that win over the file and its cases, but not over the overrides.
@@ -303,37 +383,62 @@ def read(
         RecipeError: for what cannot be read, in one line.
     """
     content = _content(path)
+    if path.stem in (KEPT, SEARCHES):
+        raise RecipeError(f"{path}: a folder called {path.stem} lies beside those of recipes: give it another name")
+    folders = content.pop("import_from", None) or []
+    if not (isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)):
+        raise RecipeError(f"{path}: import_from is {folders!r}; allowed: a list of folders with your own modules")
+    sys.path[:0] = [place for folder in folders if (place := str(path.parent / folder)) not in sys.path]
     variants = content.pop("cases", None) or {path.stem: {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise RecipeError(f"{path}: cases must map names to settings")
+    for name, variant in variants.items():
+        for key in OF_THE_FILE:
+            if key in (variant or {}):
+                raise RecipeError(f"{path}, case {name}: {key} belongs to the file, not to a case")
     variants, seeds = _with_seeds(path, variants, content.pop("seeds", None), content.get("method"), overrides)
     if only is not None and only not in variants:
-        raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(map(str, variants))}")
+        raise RecipeError(f"{path}: no case {only!r}; there are: {', '.join(variants)}")
     cases = []
     parsed: dict[str, Namespace] = {}  # seeds of a case are told apart after parsing, which takes long
     for name, variant in variants.items():
         if only not in (None, name):
             continue
-        if not str(name).strip(". ") or set(str(name)) & set("/\\\0"):
-            raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
-        merged = merge(merge(nested(content), nested(variant or {})), nested(changes or {}))
-        seed = merged.pop("seed") if name in seeds and merged["seed"] == seeds[name] else None
-        text = yaml.safe_dump(merged)
+        _refuse_name(path, name)
+        where = str(path) if name == path.stem else f"{path}, case {name}"
         try:
+            merged = merge(merge(content, variant or {}), nested(changes or {}))
+            seed = merged.pop("seed") if name in seeds and merged["seed"] == seeds[name] else None
+            text = yaml.safe_dump(merged)
             if text not in parsed:
                 parsed[text] = parse(text, overrides)
-        except (ArgumentError, ValueError, TypeError) as error:
-            where = str(path) if name == path.stem else f"{path}, case {name}"
-            raise RecipeError(f"{where}: {one_line(error, recipe_parser())}") from error
-        settings = parsed[text].clone()
-        if seed is not None:
-            settings.seed = seed
+                unknown = lost(merged, parsed[text])
+                if unknown:
+                    raise ValueError(unknown_key(unknown, recipe_parser(), Recipe))
+            settings = parsed[text].clone()
+            if seed is not None:
+                settings.seed = seed
+            check_value("seed", settings.seed, int, SEED)
+        except Exception as error:  # a user's module may raise anything when it is imported
+            raise RecipeError(f"{where}: {one_line(error, recipe_parser(), Recipe)}") from error
         if name in seeds:
             own = settings.data.get("init_args")
             if own is not None and "seed" in own:  # another order of images, too
                 own.seed += seeds[name]
-        cases.append(Case(str(name), settings))
+        cases.append(Case(name, settings))
     return cases
+
+
+def _refuse_name(path: Path, name: str) -> None:
+    """Refuse a case whose folder could not be made, or would take the place of a file of the report."""
+    if not name.strip(". ") or set(name) & set("/\\\0"):
+        raise RecipeError(f"{path}: the case name {name!r} cannot name a folder")
+    if not name.isprintable():
+        raise RecipeError(f"{path}: the case name {name!r} has characters that no terminal shows: take them out")
+    if len(name.encode()) > LONGEST_NAME:
+        raise RecipeError(f"{path}: the case name {name[:20]}… is too long for a folder; allowed: {LONGEST_NAME} bytes")
+    if Path(name).suffix.lower() in OF_THE_REPORT:
+        raise RecipeError(f"{path}: the case name {name} is that of a file of the report: leave out its ending")
 
 
 def _with_seeds(
@@ -362,30 +467,51 @@ def _with_seeds(
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Namespace:
     """The settings of a recipe without cases and base, as `Case.as_yaml` writes it; what it leaves out is default."""
-    settings = recipe_parser().parse_args(["--config", text, *overrides])
-    settings.pop("config", None)
+    settings = parse_settings(recipe_parser(), text, overrides)
+    trainings = {"pretrain": settings.pretrain, "train": settings.train}
+    trainings |= {f"stages.{name}": stage for name, stage in settings.stages.items()}
+    for name, training in trainings.items():
+        for key, kind in (("optimizer", Optimizer), ("scheduler", LRScheduler)):
+            maker = None if training is None else training[key]
+            if maker is not None:
+                _refuse_other_makers(f"{name}.{key}", maker, kind)
     return settings
 
 
+def _refuse_other_makers(key: str, maker: Any, kind: type) -> None:  # noqa: ANN401
+    """Refuse a function that does not make what is wanted before it is called, whatever it does."""
+    part = named(maker["class_path"]) if isinstance(maker, Namespace) else maker
+    made = part if inspect.isclass(part) else None
+    if inspect.isfunction(part):
+        made = typing.get_type_hints(part).get("return")
+    if not (inspect.isclass(made) and issubclass(made, kind)):
+        path = maker["class_path"] if isinstance(maker, Namespace) else public_path(part)
+        raise ValueError(f"{key}: {no_part(path, kind)}")
+
+
 def _content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file's settings, upon those of its base."""
+    """A recipe file's settings, upon those of its base, with nested keys."""
+    if path.resolve() in [other.resolve() for other in above]:
+        raise RecipeError(f"recipe {path} is its own base")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.read(path)
     except FileNotFoundError as error:
         raise RecipeError(f"recipe {path} not found" + (f", the base of {above[-1]}" if above else "")) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {one_line(error, recipe_parser())}") from error
+        raise RecipeError(f"recipe {path} cannot be read: {said_by(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} is not a mapping of settings")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if path in above:
-        raise RecipeError(f"recipe {path} is its own base")
+    base, cases = content.pop("base", None), content.pop("cases", None)
+    bases = base if isinstance(base, list) else [] if base is None else [base]
+    if not all(isinstance(name, str) for name in bases):
+        raise RecipeError(f"recipe {path}: base is {base}; allowed: the name of a recipe beside it, or a list of names")
+    own = nested(content)
+    if isinstance(cases, dict):
+        cases = {name: nested(case) if isinstance(case, dict) else case for name, case in cases.items()}
     merged: dict[str, Any] = {}
-    for name in base if isinstance(base, list) else [base]:
-        merged = merge(merged, _content(path.parent / str(name), (*above, path)))
-    return merge(merged, content)
+    for name in bases:
+        merged = merge(merged, _content(path.parent / name, (*above, path)))
+    return merge(merged, own if cases is None else {**own, "cases": cases})
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -397,22 +523,23 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
     unfolded: dict[str, Any] = {}
     for key, value in settings.items():
         value = nested(value) if isinstance(value, dict) else value
-        *parents, last = str(key).split(".")
+        *parents, last = key.split(".")
         for parent in reversed([*parents, last]):
             value = {parent: value}
         unfolded = merge(unfolded, value)
     return unfolded
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any] | Namespace, prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones, the inverse of `nested`.
 
     >>> flat({"hardware": {"rho": 2}, "seed": 0})
     {'hardware.rho': 2, 'seed': 0}
     """
     dotted: dict[str, Any] = {}
-    for name, value in settings.items():
-        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    for name, value in (vars(settings) if isinstance(settings, Namespace) else settings).items():
+        inner = isinstance(value, dict | Namespace)
+        dotted |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return dotted
 
 
@@ -421,47 +548,22 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
     >>> merge({"a": {"class_path": "X", "init_args": {"n": 1}}}, {"a": {"class_path": "Y"}})
     {'a': {'class_path': 'Y'}}
+    >>> merge({"a": "X"}, {"a": {"n": 1}})
+    {'a': {'class_path': 'X', 'init_args': {'n': 1}}}
     """
     merged = copy.deepcopy(base)
     for key, value in changes.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and _same_class(old, value):
-            merged[key] = merge(old, value)
-        else:
+        if isinstance(old, str) and isinstance(value, dict):
+            old = {"class_path": old}
+        if not isinstance(old, dict) or not isinstance(value, dict | str):
             merged[key] = copy.deepcopy(value)
+            continue
+        part = old.get("class_path")
+        if isinstance(value, str):
+            value = {"class_path": value}
+        elif part is not None and not {"class_path", "init_args", "dict_kwargs"} & set(value):
+            value = {"init_args": value}
+        same = "class_path" not in value or (part is not None and same_part(str(part), str(value["class_path"])))
+        merged[key] = merge(old, value) if same else copy.deepcopy(changes[key])
     return merged
-
-
-def _same_class(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return "class_path" not in new or new["class_path"] == old.get("class_path")
-
-
-def said_by(error: BaseException) -> str:
-    """What an error says, in one line; its type if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def one_line(error: BaseException, parser: ArgumentParser) -> str:
-    """What jsonargparse says, with the whole key in front, without Python's class brackets and the Nones allowed.
-
-    Args:
-        error: what a parser raised.
-        parser: whose keys an unknown one is compared with.
-    """
-    text = said_by(error)
-    text = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", text)
-    text = re.sub(r"Does not validate against .* Errors: - (?:Problem with given class_path '[^']*': )?", "", text)
-    text = text.split(" - Expected a NoneType")[0]
-    keys = re.findall(r'Parser key "([\w.]+)": ', text)
-    if keys:
-        text = text.rsplit(f'Parser key "{keys[-1]}": ', 1)[1]
-        text = f"{'.'.join(keys)}: {text}"
-    unknown = re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", text)
-    if unknown and keys:
-        return f"{'.'.join(keys)}: unknown key {unknown[1]}"
-    if unknown:
-        known = sorted(set(parser.get_defaults().keys(branches=True)) - {"config"})
-        close = difflib.get_close_matches(unknown[1], known, 1)
-        top = ", ".join(key for key in known if "." not in key)
-        return f"unknown key {unknown[1]}; " + (f"did you mean {close[0]}?" if close else f"there are {top}")
-    return text.replace("Expected a ", "expected ")

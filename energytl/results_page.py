@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from energytl.recipe import flat, read
-from energytl.results import Result, finished, latest_results, versions
+from energytl.report import readable, sound
+from energytl.results import Result, finished, versions
 from energytl.tables import findings, notes, tables
 
 FIRST_FIGURES = (
@@ -30,7 +31,8 @@ HEAD = """# Results
 
 Made by `energytl results` from finished runs; every number in a table comes from the command above it. Energies in
 paper units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network
-where the text says so.
+where the text says so. ρ, and which network of a family, are chosen on images that are held out, and what is told is of
+test images, by reads that no choice saw; a section measured otherwise says so in its first line.
 """
 
 
@@ -49,11 +51,15 @@ def results_page(recipe_folders: list[Path], recipes: Path, page: Path) -> str:
     """
     sections, lines = _sections(page), []
     for folder in recipe_folders:
-        results = latest_results(folder) if folder.is_dir() else {}
+        results, left_out = readable(folder) if folder.is_dir() else ({}, [])
         if not results:
-            raise ValueError(f"{folder} holds no finished run: energytl run {recipes / folder.name}.yaml first")
+            said = "; ".join(left_out) or f"{folder} holds no finished run"
+            raise ValueError(f"{said}: energytl run {recipes / folder.name}.yaml first")
+        results, _, unsound = sound(
+            folder, results, lambda some: (tables(some), findings(some), notes(some), _made(some))
+        )
         sections[folder.name] = _section(folder, results, recipes / f"{folder.name}.yaml", page.parent)
-        lines.append(f"{folder}: {len(results)} cases")
+        lines += [f"{folder}: {len(results)} cases", *(f"left out: {line}" for line in left_out + unsound)]
     page.write_text("\n".join([HEAD, *sections.values()]), encoding="utf-8")
     return "\n".join([*lines, str(page)])
 
@@ -109,6 +115,11 @@ def _command(folder: Path, results: dict[str, Result], recipe: Path) -> str:
                 shown = value if isinstance(value, str) else json.dumps(value)
                 changes[shlex.quote(f"--{option}={'PATH' if '/' in shown else shown}")] = None
     return " ".join([command, *changes])
+
+
+def _said(results: dict[str, Result]) -> tuple[object, ...]:
+    """All that the page says of results."""
+    return tables(results), findings(results), notes(results), _made(results)
 
 
 def _made(results: dict[str, Result]) -> str:

@@ -24,20 +24,15 @@ from energytl.analog.read import Computation
 from energytl.callbacks import History
 from energytl.classifier import Classifier
 from energytl.data import ImageData
+from energytl.kept_trainings import before_fit, complete, digest, now, only_one, take_over, tell
 from energytl.models import what_fits
 from energytl.optim.on_chip import Cells
 from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
 from energytl.results import Result, write_tensors
-from energytl.training import (
-    Row,
-    before_fit,
-    digest,
-    fit,
-    load_tensors,
-    load_weights,
-    only_one,
-    several_processes,
-)
+from energytl.training import Row, fit, load_tensors, load_weights, several_processes
+
+KEPT_PARTS = ("network", "analog", "cells", "rho", "history", "finished")
+"""What is kept of each training."""
 
 
 @dataclass
@@ -62,7 +57,7 @@ class Start:
             analog.load_state_dict(self.state)
         for name, layer in analog_layers(analog).items():
             if name in self.rho:
-                layer.configure(rho=float(self.rho[name]))
+                layer.configure(rho=min(float(self.rho[name]), layer.hardware.cell.largest_rho))  # cells hold no more
 
 
 def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
@@ -78,13 +73,19 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
         folder = kept / digest(before_fit(settings, recipe, number))
         done = folder / "network.pt"
         with only_one(folder):
-            if not done.is_file():
-                content = _train(case, recipe, name, number, start, folder / "checkpoints")
-                rank_zero_only(write_tensors)(done, content)
+            is_kept = done.is_file()
+            if not is_kept:
+                content = _train(case, recipe, name, number, start, folder)
+                rank_zero_only(write_tensors)(done, content | {"finished": now()})
                 if several_processes():
                     torch.distributed.barrier()  # the others load what the first one writes
-        found = load_tensors(done, "kept training")
-        load_what_fits(recipe.network, found["network"])
+        found = complete(load_tensors(done, "kept training"), done, KEPT_PARTS)
+        if is_kept:
+            tell(case.name, name, folder, found["finished"])
+        if stage.network is None:
+            take_over(recipe.network, found["network"], done)
+        else:
+            load_what_fits(recipe.network, found["network"])
         goes_on = isinstance(stage, Stage) and stage.on_recipes_arrays
         start.state = found["analog"] if goes_on else None
         start.cells = found["cells"] if goes_on else {}
@@ -164,7 +165,7 @@ def load_what_fits(network: nn.Module, state: dict[str, Any]) -> None:
     network.load_state_dict(fitting, strict=False)
 
 
-def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, checkpoints: Path) -> dict[str, Any]:
+def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, folder: Path) -> dict[str, Any]:
     """One training, the number-th, from the weights that the recipe's network has; what is kept of it."""
     stage = recipe.before[name]
     seed = recipe.seed if stage.seed is None else stage.seed
@@ -172,12 +173,11 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
         seed = fold(seed, 9, number) % 2**32  # cells and pulses are not those of another training
     data = stage.data or recipe.data
     network = _learner(case, recipe, name, stage)
-    seed_everything(seed, workers=True, verbose=False)
-    history = History()
+    checkpoints, history = folder / "checkpoints", History()
     if not isinstance(stage, Stage):
         network.to(memory_format=torch.channels_last)  # a step in four fifths of the time, MobileNet's in two thirds
-        module = Classifier(network, data.classes, stage.optimizer, stage.scheduler, runs=data.runs)
-        fit(case, module, stage, data, seed, checkpoints, None, history)
+        module = Classifier(network, data.classes, stage.optimizer, stage.scheduler, runs=data.runs, seed=seed)
+        fit(case, module, stage, data, seed, checkpoints, None, history, key=folder.name)
         network.to(memory_format=torch.contiguous_format)
         return {"network": network.state_dict(), "analog": None, "cells": {}, "rho": {}, "history": history.rows}
     teacher = copy.deepcopy(network) if stage.objective.wants_teacher else None
@@ -187,9 +187,17 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, che
     going_on.apply_(analog)
     configure(analog, computation=computation)
     module = Classifier(
-        analog, data.classes, stage.optimizer, stage.scheduler, stage.objective, teacher, runs=data.runs
+        analog,
+        data.classes,
+        stage.optimizer,
+        stage.scheduler,
+        stage.objective,
+        teacher,
+        runs=data.runs,
+        measured=hardware.computation,
+        seed=seed,
     )
-    optimizers = fit(case, module, stage, data, seed, checkpoints, None, history, cells=going_on.cells)
+    optimizers = fit(case, module, stage, data, seed, checkpoints, None, history, cells=going_on.cells, key=folder.name)
     if module.ranges is not None:
         module.ranges.settle()
     trained = stage.objective.trains_rho

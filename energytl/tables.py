@@ -56,6 +56,9 @@ SEEDS = re.compile(r", \d+ seeds$")
 TOP = re.compile(r"accuracy_top\d+")
 """Results that are top-k accuracies."""
 
+NOT_FOUND, MISSED = "not found", "missed"
+"""Why a drop is not reached: the choice found no ρ for it, or the test images refute the one that it found."""
+
 Row = tuple[str, ...]
 
 
@@ -148,9 +151,9 @@ def least_energies(results: dict[str, Result]) -> Table:
 def merge_seeds(results: dict[str, Result]) -> dict[str, Result]:
     """One result for each experiment: of several seeds the median of every number, under one name, also of each point.
 
-    The accuracy's quartiles are those over the seeds, of their medians; its drop has no interval. A point is reached
-    if most seeds reach it; the others' energies then count as larger than any. All that is no number, as the layers, is
-    that of the first seed.
+    The accuracy's quartiles are those over the seeds, of their medians; its drop has no interval. A point is found, and
+    reached, if with most seeds it is; the energies of those that do not reach it then count as larger than any. All
+    that is no number, as the layers, is that of the first seed.
     Cases that were not asked for the same points stay as they are.
     """
     return {
@@ -245,11 +248,12 @@ def below_baselines(results: dict[str, Result], case: str, drop: float) -> float
     """How many times a case's least energy at a drop is below that of its seed's best baseline; above 1 is better.
 
     None without baselines, or where the case does not reach that accuracy. Where no baseline does, the comparison is
-    with the least energy that any of them needs for its own best accuracy.
+    with those whose choice found it; where none did, with the least energy that any needs for its own best accuracy.
     """
     own = next((point for point in at_drops(results[case]) if point["drop"] == drop), None)
     rivals = _rivals_points(results, case, drop)
-    rivals = [point for point in rivals if point["reached"]] or rivals
+    for there in ("reached", "found"):  # what only the test images refute was chosen as the case's own point was
+        rivals = [point for point in rivals if point[there]] or rivals
     if own is None or not own["reached"] or not rivals:
         return None
     return float(min(point["energy_paper"] for point in rivals) / own["energy_paper"])
@@ -269,7 +273,7 @@ def published_energies(result: Result) -> dict[float, float]:
 def notes(results: dict[str, Result]) -> list[str]:
     """What a reader must know about the numbers."""
     merged = merge_seeds(results)
-    lines = _not_reached_notes(merged)
+    lines = [*_choice_notes(results), *_not_reached_notes(merged), *_single_training_notes(results)]
     if any(result.get("accuracies_chips") for result in results.values()):
         lines.append("chips: of each, every cell keeps one state for its life, and its own deviation if cells vary")
     if any(result.get("varies") for result in results.values()):
@@ -376,7 +380,7 @@ def _medians(repeats: list[Result]) -> Result:
             if key == "energy_paper" and merged.get("reached") is not None:
                 merged["energies_paper"] = sorted(numbers)
     if merged.get("reached") is not None:
-        merged["reached"] = most_reach
+        merged |= {"reached": most_reach, "found": 2 * sum(result["found"] for result in repeats) > len(repeats)}
     medians = [result["accuracy_median"] for result in repeats]
     if None not in medians:
         low, middle, high = order_quartiles(torch.tensor(medians, dtype=torch.float64))
@@ -545,9 +549,9 @@ def _rivals_points(results: dict[str, Result], case: str, drop: float) -> list[R
 
 
 def _of_own_best(results: dict[str, Result], cases: dict[str, Result], drop: float, words: str) -> str:
-    """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them reaches it."""
+    """These words if a ratio to the baselines at a drop is to their own best accuracy, as none of them found it."""
     compared = [case for case in cases if below_baselines(results, case, drop) is not None]
-    there = [any(point["reached"] for point in _rivals_points(results, case, drop)) for case in compared]
+    there = [any(point["found"] for point in _rivals_points(results, case, drop)) for case in compared]
     return "" if all(there) else words
 
 
@@ -630,7 +634,7 @@ def _point_rows(results: dict[str, Result]) -> list[Row]:
         wanted = f"budget {point['budget']:.3g}" if point["drop"] is None else f"{100 * point['drop']:g} %"
         rows.append(
             (
-                f"{wanted}{' not reached' if point['reached'] is False else ''}",
+                wanted + {"": "", NOT_FOUND: " not reached", MISSED: " missed"}[missing(point)],
                 case,
                 _percent(point, "accuracy_median"),
                 _quartiles(point),
@@ -669,21 +673,64 @@ def _training_rows(results: dict[str, Result]) -> list[Row]:
     return rows
 
 
+def missing(point: Result) -> str:
+    """Why a point does not reach its drop: NOT_FOUND or MISSED; empty if it does, or none was asked."""
+    if point["reached"] is not False:
+        return ""
+    return MISSED if point["found"] else NOT_FOUND
+
+
+def _choice_notes(results: dict[str, Result]) -> list[str]:
+    """On which images points were chosen, and on which they are told."""
+    images = dict.fromkeys(
+        (chosen["images"], chosen["of"], result["tested_images"])
+        for result in results.values()
+        if (chosen := result.get("chosen_on"))
+    )
+    return [
+        f"ρ, and which network of a family, were chosen on {count:,} images held out from "
+        f"{'training' if of == 'training' else 'the test, as the weights may have learnt from all others'}; accuracies "
+        f"and drops are told of {tested:,} test images, by reads that no choice saw"
+        for count, of, tested in images
+    ]
+
+
+def _single_training_notes(results: dict[str, Result]) -> list[str]:
+    """Which rows are one training."""
+    rows = _cases_by_row(results)
+    single = [row for row, cases in rows.items() if len(cases) == 1 and _trained(next(iter(cases.values())))]
+    if not single:
+        return []
+    which = "each case" if len(single) == len(rows) else "; ".join(single)
+    return [f"one training: {which}; other seeds, processors and numbers of threads train otherwise"]
+
+
+def _trained(result: Result) -> bool:
+    """Whether a network of the case was trained."""
+    return bool(result["history"] or result.get("stages"))
+
+
 def _not_reached_notes(results: dict[str, Result]) -> list[str]:
-    """Which cases miss which accuracy drop."""
-    reached: dict[float, dict[str, bool]] = {}
+    """Which cases miss which accuracy drop, and how."""
+    explained = {
+        NOT_FOUND: (
+            "reached",
+            "on the images held out less accurate than that even at the largest ρ; what is shown is the least energy "
+            f"within {100 * OWN_BEST:g} % of the case's own best accuracy",
+        ),
+        MISSED: ("borne out", "found on the images held out, but on test images the drop's whole interval is above it"),
+    }
+    asked: dict[float, dict[str, str]] = {}
     for case, result in results.items():
         for point in result.get("points") or [result]:
             if point.get("drop") is not None:
-                reached.setdefault(point["drop"], {})[case] = point["reached"]
+                asked.setdefault(point["drop"], {})[case] = missing(point)
     lines = []
-    for drop, cases in sorted(reached.items()):
-        if missing := [SEEDS.sub(" (most seeds)", case) for case, there in cases.items() if not there]:
-            who = "is reached by no case" if len(missing) == len(cases) else f"is not reached by {'; '.join(missing)}"
-            lines.append(
-                f"{100 * drop:g} % drop {who}: less accurate than that even at the largest ρ; what is shown is the "
-                f"least energy within {100 * OWN_BEST:g} % of the case's own best accuracy"
-            )
+    for drop, cases in sorted(asked.items()):
+        for kind, (verb, reason) in explained.items():
+            if named := [SEEDS.sub(" (most seeds)", case) for case, why in cases.items() if why == kind]:
+                who = f"is {verb} by no case" if len(named) == len(cases) else f"is not {verb} by {'; '.join(named)}"
+                lines.append(f"{100 * drop:g} % drop {who}: {reason}")
     return lines
 
 
@@ -716,7 +763,8 @@ def _gains(results: dict[str, Result]) -> list[str]:
             where = f"{100 * drop:g} % drop{_of_own_best(results, cases, drop, missed)}"
             parts += _ratio_said(_below_baselines(results, cases, drop), where)
         if parts:
-            what = f"the energy of {first.get('method') or row}, in paper units"
+            once = " (one training)" * (len(cases) == 1 and _trained(first))
+            what = f"the energy of {first.get('method') or row}, in paper units{once}"
             sentences.append(f"The best baseline takes {', '.join(parts)} {what}.")
     return sentences
 
@@ -780,10 +828,12 @@ def _conditions(results: dict[str, Result]) -> list[str]:
         for condition in [condition for condition in by_method[first] if condition in by_method[other]]:
             own, its = by_method[first][condition], by_method[other][condition]
             ratios = [own[seed][energy] / its[seed][energy] for seed in own if seed in its]
-            missing = [name for name, points in ((first, own), (other, its)) if not _most_reach(points.values())]
-            parts += _ratio_said(ratios, condition + (f", not reached by {' and '.join(missing)}" if missing else ""))
+            short = [name for name, points in ((first, own), (other, its)) if not _most_reach(points.values())]
+            parts += _ratio_said(ratios, condition + (f", not reached by {' and '.join(short)}" if short else ""))
         if parts:
-            sentences.append(f"{first} takes {', '.join(parts)} the energy of {other}, {unit}.")
+            compared = [*by_method[first].values(), *by_method[other].values()]
+            once = " (one training)" * (max(map(len, compared)) == 1 and any(map(_trained, results.values())))
+            sentences.append(f"{first} takes {', '.join(parts)} the energy of {other}, {unit}{once}.")
     return sentences
 
 

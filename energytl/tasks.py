@@ -60,11 +60,6 @@ class Modified(ImageData):
         self.train_images, self.test_images = train_images, test_images
         self.not_modelled = images.not_modelled
 
-    def identity(self) -> str | None:
-        """The settings, unless those of the images do not suffice."""
-        settings = (self.swapped_rows, self.train_images, self.test_images, self.hold, self.batch_size, self.seed)
-        return _identity(self.images, "modified", settings)
-
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
         train, test = _sets(self.images)
         available = _asked("test_images", self.test_images, test)
@@ -156,12 +151,6 @@ class Reduced(ImageData):
         self.changed, self.projections, self.repeats, self.ceiling = changed, projections, repeats, ceiling
         self.train_images, self.test_images, self.projection_seed = train_images, test_images, projection_seed
         self.not_modelled = (*images.not_modelled, "the random projection of the images")
-
-    def identity(self) -> str | None:
-        """The settings, unless those of the images do not suffice."""
-        settings = (self.labels, self.dimensions, self.elements, self.changed, self.projections, self.repeats)
-        rest = (self.ceiling, self.train_images, self.test_images, self.batch_size, self.seed, self.projection_seed)
-        return _identity(self.images, "reduced", settings + rest)
 
     def load(self) -> tuple[Dataset[Any], Dataset[Any]]:  # noqa: D102
         train, test = _sets(self.images)
@@ -286,12 +275,6 @@ def _sets(images: ImageData) -> tuple[Dataset[Any], Dataset[Any]]:
         raise FileNotFoundError(re.sub(r"(^|--)data\.", r"\1data.images.", missing))
     assert images.train_set is not None and images.test_set is not None
     return images.train_set, images.test_set
-
-
-def _identity(images: ImageData, kind: str, settings: tuple[object, ...]) -> str | None:
-    """What a task is whose settings do not say it, as those of its images do not; None: they do."""
-    found = images.identity()
-    return None if found is None else f"{found}, {kind} {settings}"
 
 
 def _asked(name: str, count: int | None, images: Dataset[Any]) -> int:

@@ -11,10 +11,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case
+from energytl.recipe import Case, RecipeError
 from energytl.run import run_case
 
 
@@ -39,8 +39,8 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
         workers: processes.
 
     Raises:
-        RuntimeError: if a worker was killed.
-        ValueError: what the first case that fails says; those that have begun go on to their end.
+        ValueError: what the first case that fails says, those that have begun go on to their end; or if a worker was
+            killed.
     """
     if workers == 1 or len(cases) == 1:
         for place, case in cases.items():
@@ -48,7 +48,7 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
             run_case(case, place, folder, resume)
         return
     workers = min(workers, len(cases))
-    with tqdm(total=len(cases), desc=folder.name, unit="case") as bar, pool_of(workers) as pool:
+    with Bar(total=len(cases), desc=folder.name, unit="case") as bar, pool_of(workers) as pool:
         started = {
             pool.submit(_run, case, place, folder, resume, workers, number % workers): case
             for number, (place, case) in enumerate(cases.items())
@@ -58,7 +58,9 @@ def run_cases(cases: dict[int, Case], total: int, folder: Path, resume: bool, wo
                 future.result()
                 bar.update()
         except BrokenProcessPool as error:
-            raise RuntimeError("a worker was killed; to go on, repeat the command with --resume") from error
+            raise RecipeError(
+                "a worker was killed, as for want of memory; to go on, repeat the command with --resume"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)  # waits for those that have begun
 

@@ -81,7 +81,8 @@ def synthetic():
         accuracies = {"accuracy_median": 0.9, "accuracy_q25": 0.89, "accuracy_q75": 0.91, "accuracy_quantised": 0.92}
         drops = {"accuracy_drop": 0.031, "accuracy_drop_low": 0.021, "accuracy_drop_high": 0.041}
         energies = {"energy_paper": energy, "energy_cell_j": energy * 1e-15, "energy_total_j": total_j}
-        asked = {"drop": drop, "reached": reached, "rho_factor": 1.0, "energy_weight": 0.5}
+        asked = {"drop": drop, "found": reached, "drop_held_out": drop, "reached": reached, "rho_factor": 1.0}
+        asked |= {"energy_weight": 0.5}
         return asked | accuracies | drops | energies
 
     def layer(name: str, groups: int, total_j: float) -> dict:

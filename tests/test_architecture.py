@@ -11,13 +11,15 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("devices", "quiet"),
+    ("allowed", "quiet", "source", "origin", "progress", "strict_yaml"),
+    ("devices",),
+    ("crossbar",),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "ranges", "data", "models", "results"),
+    ("objectives", "optim", "ranges", "data", "models", "results", "streams", "weights"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
-    ("plots", "recipe", "report", "device_fit"),
-    ("training", "points", "results_page", "features"),
+    ("parser", "plots", "recipe", "report", "device_fit"),
+    ("kept_trainings", "training", "points", "rehearsal", "results_page", "features"),
     ("stages",),
     ("run",),
     ("workers",),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.optim import lr_scheduler
 
 from energytl import Fluctuation, Hardware, analog_layers, classifier, convert, estimate
 from energytl.analog import fused
 from energytl.callbacks import History, SeededEpochs
-from energytl.classifier import Classifier, RunAccuracies
+from energytl.classifier import Classifier, RunAccuracies, rehearse
 from energytl.data import Digits
 from energytl.models import SideBySide, mlp
 from energytl.objectives import Objective, distillation_loss, hint_loss, network_energy, refuse_hints
@@ -259,7 +260,7 @@ def test_each_run_trains_as_it_would_alone(runs):
             alone.weight.copy_(start[run])
         steps(alone, x[:, run], labels[:, run])
         trained = together.layer.weight.view(runs, 3, 4)[run]
-        torch.testing.assert_close(trained, alone.weight, rtol=0, atol=1e-6)
+        torch.testing.assert_close(trained, alone.weight)
         assert (trained - start[run]).abs().max() > 0.1
 
 
@@ -286,3 +287,46 @@ def test_validation_keeps_the_accuracy_of_each_run():
         module.on_validation_epoch_end()
         expected = (part[0].argmax(1) == part[1]).double().mean(0)
         assert module.val_accuracies == pytest.approx(expected.tolist())
+
+
+# schedules
+
+
+def rehearsed(schedule, epochs=3, validated=True, optimizer=torch.optim.Adam, price=0.0):
+    network = convert(nn.Linear(4, 2), seed=0) if price else nn.Linear(4, 2)
+    objective = Objective(energy_weight=price, rho_lr=0.3)
+    module = Classifier(network, 2, lambda p: optimizer(p, lr=0.1), schedule, objective)
+    rehearse(module, epochs, validated)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "says"),
+    [
+        (lr_scheduler.ReduceLROnPlateau, {"validated": False}, "ReduceLROnPlateau follows val/loss, but nothing is"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=50), {}, "is 50, but it is stepped once an epoch"),
+        (lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False), {}, "step_size_up of CyclicLR is 2000"),
+        (
+            lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=3),
+            {"optimizer": torch.optim.Adagrad},
+            "optimizer must support momentum",
+        ),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=3), {"price": 1.0}, "asks for 0.3"),
+        (lambda o: lr_scheduler.LambdaLR(o, lambda e: 1 / (e - 2)), {}, "fails within 3 epochs: "),
+    ],
+)
+def test_schedules_that_fail_or_do_nothing_are_refused(schedule, settings, says):
+    with pytest.raises(ValueError, match=says):
+        rehearsed(schedule, **settings)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lr_scheduler.ReduceLROnPlateau,
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=3),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 3),
+    ],
+)
+def test_schedules_that_work_are_not(schedule):
+    rehearsed(schedule)

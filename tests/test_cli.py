@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import energytl
 from energytl import callbacks, cli, convert, results
 from energytl.devices.fit import respond
 from energytl.devices.pulsed import SoftBounds
@@ -150,14 +151,24 @@ def test_an_interrupted_run_resumes_to_the_same_result(recipe, finished, tmp_pat
     assert plain(tmp_path / "tiny" / "A+B+C" / "version_0" / "result.json") == unbroken
 
 
-def test_a_damaged_checkpoint_is_named(recipe, tmp_path, capsys):
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(recipe, tmp_path, capsys):
     arguments = ["run", str(recipe), "--out", str(tmp_path), "--case", "A+B+C"]
     assert cli.main(arguments) == 0
     version = tmp_path / "tiny" / "A+B+C" / "version_0"
     (version / "result.json").unlink()
-    (version / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
-    assert cli.main([*arguments, "--resume"]) == 2
-    assert f"checkpoint {version}/checkpoints/last.ckpt cannot be read" in one_line(capsys)
+    last = version / "checkpoints" / "last.ckpt"
+    whole = torch.load(last, weights_only=True)
+    other = {name: tensor for name, tensor in whole["state_dict"].items() if "weight" not in name}
+    for content, says in (
+        (None, "cannot be read: not a file of torch.save, or damaged"),
+        ({"state_dict": {}}, "has no optimizer_states, but holds a dictionary of state_dict"),
+        (whole | {"state_dict": other}, "is of another training"),
+        (whole | {"loops": {"fit_loop": 3}}, "is of another training"),
+    ):
+        last.write_bytes(b"half a checkpoint") if content is None else torch.save(content, last)
+        assert cli.main([*arguments, "--resume"]) == 2
+        line = one_line(capsys)
+        assert f"checkpoint {last} {says}" in line
 
 
 def one_line(capsys):
@@ -174,9 +185,9 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path, capsys):
 
 
 def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatch, capsys):
-    def full(content, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(results.torch, "save", full)
     assert cli.main(["run", str(recipe), "--out", str(tmp_path)]) == 2
@@ -321,9 +332,30 @@ def test_cost_prints_the_same_keys_and_layers(recipe, capsys):
 
 def test_help_and_resolved_settings(recipe, capsys):
     assert cli.main(["run", str(recipe), "--help"]) == 0
-    assert "--hardware.cell" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--hardware" in said and "BitSerialRead" not in said
+    assert len(said.splitlines()) < 60
     assert cli.main(["run", str(recipe), "--print_config"]) == 0
     assert "# case A+B+C" in capsys.readouterr().out
+
+
+def test_help_of_a_key_lists_what_there_is(capsys):
+    assert cli.main(["run", "--hardware.read.help"]) == 0
+    said = capsys.readouterr().out
+    assert "energytl.BitSerialRead" in said and "energytl.SingleRead" in said
+    assert cli.main(["check", "--train.help"]) == 0
+    assert "epochs = 5" in capsys.readouterr().out
+    assert cli.main(["run", "--hardware.read.help=RepeatedRead"]) == 0
+    assert "times = 5" in capsys.readouterr().out
+    assert cli.main(["run", "--network.help"]) == 0
+    assert "energytl.models.lenet" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"energytl {energytl.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["report", "nowhere"], ["run", "none.yaml"]])
@@ -380,7 +412,8 @@ def test_device_fit_prints_a_device_as_a_recipe_takes_it_and_draws_it(pulses, ca
     assert device.dw_min == pytest.approx(0.2, rel=0.1)
     assert device.stuck == pytest.approx(0.05)
     assert "20 devices, 480 pulses; 1 of them do not move" in out
-    assert re.search(r"dw_min: 0\.\d+ +# ± 0\.0", out)
+    assert re.search(r"dw_min: 0\.\d+ +# 0\.\d+ to 0\.\d+\n", out)
+    assert "the fit converged after" in out
     call = re.search(r"# (SoftBoundsReference\(.*\))", out)
     assert eval(call[1], {"SoftBoundsReference": type(device)}) == device
     assert pulses.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -393,13 +426,29 @@ def test_device_fit_draws_where_it_is_told(pulses, tmp_path, capsys):
     assert "there is no folder" in one_line(capsys)
 
 
+def test_a_place_that_takes_no_figure_is_refused_before_the_fit(pulses, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("energytl.device_fit.fit", None)
+    locked = tmp_path / "figure.png"
+    locked.mkdir()
+    for place, says in (
+        (tmp_path, f"--out {tmp_path} is a folder; give a file in it, e.g. {tmp_path / 'array.png'}"),
+        (locked, "is a folder"),
+        (tmp_path / "x.txt", "ends with '.txt'; allowed: .png, .pdf, .svg"),
+        ("/dev/full", "ends with ''; allowed"),
+        (pulses, "ends with '.csv'; allowed"),
+    ):
+        assert cli.main(["device", "fit", str(pulses), "--out", str(place)]) == 2
+        assert says in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "No such file or directory"),
-        ("", "has no column 'device'"),
+        ("", "line 1: no column 'device'"),
         ("device,pulse,direction,conductance\n", "holds no pulses"),
-        ("device,pulse,direction,conductance\na,1,left,1.0\n", "direction is 'left'; allowed: up, down (or +1, -1)"),
+        ("device,pulse,direction,conductance\na,1,left,1.0\n", "direction is 'left'; allowed: up, down (or +1, -1;"),
         ("device,pulse,direction,conductance\na,1,up,nan\n", "conductance is 'nan'; allowed: a finite number"),
         ("device,pulse,direction,conductance\na,1,up,1.0\n", "device a has 1 pulses; a fit needs 10 or more of each"),
     ],

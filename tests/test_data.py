@@ -1,10 +1,14 @@
 """Data modules: what they load, and what they say when it is not there."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from energytl import data
+from energytl.origin import described
 
 
 def labels_of(dataset):
@@ -48,6 +52,94 @@ def test_part_of_the_test_images_is_spread_evenly():
     digits.setup()
     labels = torch.cat([labels for _, labels in digits.test_dataloader(50)])
     assert labels.bincount().tolist() == [5] * 10
+
+
+def digits_of(dataset):
+    return {image.numpy().tobytes() for image, _ in dataset}
+
+
+@pytest.mark.parametrize("of_training", [True, False])
+def test_images_held_out_are_in_no_other_set(of_training):
+    digits = data.Digits()
+    digits.hold_out(None, of_training, seed=0)
+    sets = [digits_of(images) for images in (digits.train_set, digits.held_out, digits.test_set)]
+    assert [len(images) for images in sets] == ([3200, 800, 1000] if of_training else [4000, 500, 500])
+    assert len(set.union(*sets)) == 5000
+    assert digits.trains_without == ((800, 0) if of_training else None)
+    counts = labels_of(digits.held_out).bincount().tolist()  # the file is sorted by class
+    assert max(counts) - min(counts) <= 2
+    batches = list(digits.held_out_dataloader())
+    assert torch.equal(torch.cat([labels for _, labels in batches]), labels_of(digits.held_out))
+
+
+def test_images_held_out_depend_on_their_seed_alone_and_leave_random_numbers_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = data.Digits(batch_size=10, seed=0), data.Digits(batch_size=7, seed=3)
+    for digits in (first, second):
+        digits.hold_out(40, of_training=True, seed=0)
+    assert digits_of(first.held_out) == digits_of(second.held_out)
+    other = data.Digits(batch_size=10, seed=0)
+    other.hold_out(40, of_training=True, seed=1)
+    assert len(digits_of(first.held_out) & digits_of(other.held_out)) < 10
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Numbers(data.ImageData):
+    """Classes 0..9 in turn, or sorted; the label says which image it is."""
+
+    def __init__(self, order, test=10):
+        super().__init__((1, 1, 1), 10, 10, 0, 0)
+        self.order, self.test = order, test
+
+    def load(self):
+        sets = [
+            torch.utils.data.TensorDataset(torch.zeros(len(o), 1, 1, 1), torch.tensor(o))
+            for o in (self.order, [0] * self.test)
+        ]
+        return sets[0], sets[1]
+
+
+def test_images_held_out_are_of_all_classes_though_these_come_in_turn():
+    numbers = Numbers([place % 10 for place in range(1000)])
+    numbers.hold_out(100, of_training=True, seed=0)  # every tenth image would be of one class
+    counts = labels_of(numbers.held_out).bincount(minlength=10)
+    assert counts.sum() == 100
+    assert counts.max() <= 10 + 5 * 3  # five standard errors of a hundred drawn at random
+
+
+@pytest.mark.parametrize("asked", [0, 10, 11])
+def test_as_many_images_as_there_are_cannot_be_held_out(asked):
+    said = rf"evaluation\.held_out is {asked}; allowed: 1 to 9 of 10 test images"
+    with pytest.raises(ValueError, match=said):
+        Numbers([0] * 10).hold_out(asked, of_training=False, seed=0)
+    with pytest.raises(ValueError, match=r"evaluation\.held_out is 0; allowed: 1 to 0 of 1 test images"):
+        Numbers([0] * 10, test=1).hold_out(None, of_training=False, seed=0)
+
+
+def test_no_more_than_enough_are_held_out_of_a_large_set():
+    numbers = Numbers([0] * 100_000)
+    numbers.hold_out(None, of_training=True, seed=0)
+    assert numbers.trains_without == (data.HELD_OUT_IMAGES, 0)
+    assert len(numbers.train_set) == 100_000 - data.HELD_OUT_IMAGES
+
+
+def test_training_images_held_out_are_seen_as_test_images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            pixels = torch.randint(0, 256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / label / f"{number}.png")
+    folder = data.ImageFolder(str(tmp_path), size=28)
+    folder.hold_out(4, of_training=True, seed=0)
+    once, again = ([image for image, _ in folder.held_out] for _ in range(2))
+    assert all(map(torch.equal, once, again))
+    augmented = [image for image, _ in folder.train_set]
+    assert not all(map(torch.equal, augmented, [image for image, _ in folder.train_set]))
+    plain = data.ImageFolder(str(tmp_path), size=28, augment=False)
+    plain.setup()
+    assert all(any(torch.equal(image, other) for other, _ in plain.train_set) for image in once)
 
 
 @pytest.mark.parametrize("kind", [data.MNIST, data.FashionMNIST, data.CIFAR10, data.CIFAR100])
@@ -152,3 +244,36 @@ def test_a_folder_of_which_nothing_is_kept_is_tested_with_what_it_trains_on(tmp_
     assert all(torch.equal(a[0], b[0]) for a, b in zip(folder.train_set, folder.test_set, strict=True))
     with pytest.raises(ValueError, match=r"data\.test_fraction is 1; allowed: 0 up to 1"):
         data.ImageFolder(test_fraction=1)
+
+
+# broken images
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("3.jpg", lambda whole: whole[:700], "truncated"),
+        ("3.png", lambda whole: whole[: len(whole) // 2], "truncated|Truncated|broken"),
+        ("3.jpg", lambda whole: b"<html>404</html>", "it is a web page"),
+        ("3.png", lambda whole: b"", "it is empty"),
+        ("3.jpg", lambda whole: b"no image at all", "cannot identify image file"),
+        ("3.png", lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_a_broken_image_is_named(tmp_path, name, spoil, says, workers):
+    if workers and says not in ("truncated", "it is a web page"):
+        pytest.skip("two kinds are enough")
+    numbers = np.random.default_rng(0)
+    for folder in ("cat", "dog"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            image = Image.fromarray(numbers.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+            image.save(tmp_path / folder / f"{number}{name[1:]}")
+    broken = tmp_path / "cat" / name
+    broken.write_bytes(spoil(broken.read_bytes()))
+    images = data.ImageFolder(str(tmp_path), size=16, batch_size=2, workers=workers, test_fraction=0.0)
+    images.setup()
+    with pytest.raises(ValueError) as refused:
+        list(images.train_dataloader())
+    assert re.fullmatch(rf"image {broken} cannot be read: .*({says}).*: replace or remove it", described(refused.value))

@@ -1,11 +1,13 @@
 """Recipes: cases, overrides, and one clear line for what is wrong."""
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
 from energytl import BitSerialRead, RepeatedRead
 from energytl.recipe import RecipeError, read
+from energytl.study.settings import read_study
 
 BASE = {"network": "energytl.models.lenet", "data": "energytl.data.Digits"}
 
@@ -98,7 +100,10 @@ def test_a_users_own_network_and_device(written, tmp_path, monkeypatch):
         ({"trainer": {"max_epochs": 3}}, "max_epochs"),
         ({"cases": {"a/b": {}}}, "case name 'a/b'"),
         ({"cases": ["a"]}, "cases must map names"),
-        ({"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lrr": 1}}}}, "unknown key lrr"),
+        (
+            {"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lrr": 1}}}},
+            "train.optimizer: unknown key lrr",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
@@ -117,25 +122,25 @@ def test_what_cannot_be_read_is_said_in_one_line(written, change, says):
         ("--hardware.weights.bits=1", "weights.bits is 1; allowed: 2 to 16"),
         ("--hardware.fluctuation.correlation=2", "fluctuation.correlation is 2.0; allowed: 0 to 1"),
         ("--objective.energy_weight=-1", "objective.energy_weight is -1.0"),
-        ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 or more"),
+        ("--evaluation.reads=0", "evaluation.reads is 0; allowed: 1 to 1000000"),
         ("--evaluation.max_drop=1.5", "evaluation.max_drop is 1.5"),
         ("--evaluation.max_drop=[0.01,1.5]", "evaluation.max_drop is 1.5; allowed: 0 up to 1"),
         ("--evaluation.max_drop=[-0.1]", "evaluation.max_drop is -0.1"),
-        ("--evaluation.budgets=[100,0]", "evaluation.budgets has 0.0; allowed: above 0"),
-        ("--evaluation.budgets=[-1]", "evaluation.budgets has -1.0; allowed: above 0"),
-        ("--evaluation.search_images=0", "evaluation.search_images is 0; allowed: 1 or more"),
+        ("--evaluation.budgets=[100,0]", "evaluation.budgets is 0.0; allowed: above 0"),
+        ("--evaluation.budgets=[-1]", "evaluation.budgets is -1.0; allowed: above 0"),
+        ("--evaluation.held_out=0", "evaluation.held_out is 0; allowed: 1 to 1000000"),
         ("--objective.energy_weight=[]", "objective.energy_weight is an empty list"),
         ("--objective.energy_weight=[0.1,-1]", "objective.energy_weight is -1.0; allowed: 0 or more"),
-        ("--objective.activity=-1", "objective.activity is -1; allowed: 0 or more"),
+        ("--objective.activity=-1", "objective.activity is -1; allowed: 0 to 1000000"),
         ("--objective.distillation=1.5", "objective.distillation is 1.5; allowed: 0 to 1"),
         ("--objective.temperature=0", "objective.temperature is 0.0; allowed: above 0"),
         ("--objective.hint_weight=-1", "objective.hint_weight is -1.0; allowed: 0 or more"),
         ("--objective.hint_weight=1", "objective.hint_weight is nothing without objective.hints; set both or none"),
         ("--objective.hints=[conv1]", "objective.hints is nothing without objective.hint_weight"),
-        ("--periphery.rows=0", "periphery.rows is 0"),
+        ("--hardware.arrays.rows=0", "arrays.rows is 0"),
         ("--calibration_batches=0", "calibration_batches is 0"),
         ("--data.batch_size=0", "data.batch_size is 0"),
-        ("--train.epochs=0", "epochs is 0; allowed: 1 or more"),
+        ("--train.epochs=0", "epochs is 0; allowed: 1 to 1000000"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(written, override, says):
@@ -267,8 +272,8 @@ def test_runs_side_by_side_are_not_evaluated(written):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 or more"),
-        ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 or more"),
+        ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 to 1000000"),
+        ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 to 1000000"),
         ({"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": -1}}}}, "error.std is -1"),
         (
             {"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": 0}}, "stuck": 2}},
@@ -284,3 +289,215 @@ def test_trainings_and_writes_that_cannot_be_are_said_in_one_line(written, setti
         read(written(BASE | settings), [])[0].build()
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# what is written otherwise than it would be read
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hardware: {rho: 2.0}\nseed: 1\nhardware: {chip: 1}\n", "line 6: the key hardware stands twice"),
+        ("cases:\n  a: {}\n  a: {seed: 1}\n", "line 6: the key a stands twice"),
+        ("cases: {1: {}, '1': {}}\n", "the key 1 stands twice"),
+        ("hardwear: {}\n", "unknown key hardwear; did you mean hardware?"),
+        ("hardware: {weight: {}}\n", "hardware: unknown key weight; there are fluctuation"),
+        ("stages: {a: {nonsense: {}}}\n", "stages.a: unknown key nonsense; there are epochs"),
+        ("stages: {a: {hardware: {cell: {read_volts: {}}}}}\n", "unknown key read_volts"),
+        ("train: {epochz: 3}\n", "train: unknown key epochz; there are epochs"),
+        ("cases: {a: {cases: {b: {}}}}\n", "case a: cases belongs to the file, not to a case"),
+        ("cases: {a: {base: r.yaml}}\n", "case a: base belongs to the file"),
+        ("cases: {a: {seeds: [1]}}\n", "case a: seeds belongs to the file"),
+        ("hardware: &h {weights: *h}\n", "an alias stands within what it names"),
+        ("seed: null\n", "seed is None; allowed: a whole number"),
+        ("base: 3\n", "base is 3; allowed: the name of a recipe beside it"),
+        ('cases: {"a\\x07b": {}}\n', r"the case name 'a\x07b' has characters that no terminal shows"),
+        ('cases: {"a\\e[31mb": {}}\n', r"the case name 'a\x1b[31mb' has characters"),
+        ('cases: {"a\\u202eb": {}}\n', r"the case name 'a\u202eb' has characters"),
+        (f"cases: {{{'long' * 60}: {{}}}}\n", "is too long for a folder; allowed: 200 bytes"),
+        ("cases: {summary.json: {}}\n", "the case name summary.json is that of a file of the report"),
+        ("cases: {report.HTML: {}}\n", "the case name report.HTML is that of a file of the report"),
+        ("cases: {training.png: {}}\n", "the case name training.png is that of a file of the report"),
+        ("hardware: {fluctuation: strong}\n", "there is no Fluctuation 'strong'; there are: energytl.Fluctuation, "),
+        ("hardware: {fluctuation: strong}\n", "energytl.devices.presets.strong"),
+        ("hardware: {read: BitSerial}\n", "energytl.BitSerialRead, energytl.RepeatedRead, energytl.SingleRead"),
+        ("stages: {a: {hardware: {mapping: Pair}}}\n", "there is no Mapping 'Pair'; there are: energytl.BitCells"),
+        (
+            "train: {optimizer: Adamm}\n",
+            "train.optimizer: there is no Optimizer 'Adamm'; there are: energytl.optim.AGAD",
+        ),
+        ("train: {scheduler: StepLRR}\n", "torch.optim.lr_scheduler.StepLR"),
+        ("train: {epochs: null}\n", "train.epochs is None; allowed: a whole number"),
+    ],
+)
+def test_what_would_be_read_otherwise_than_it_is_meant_is_refused(written, text, says):
+    with pytest.raises(RecipeError) as raised:
+        [case.build() for case in read(written(yaml.safe_dump(BASE) + "evaluation: null\n" + text), [])]
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bases_and_studies_are_read_as_strictly(written):
+    written(yaml.safe_dump(BASE) + "seed: 1\nseed: 2\n", "base.yaml")
+    with pytest.raises(RecipeError, match=r"base\.yaml cannot be read: line 4: the key seed stands twice"):
+        read(written({"base": "base.yaml"}), [])
+    path = written("recipe: recipe.yaml\nvary: {seed: [1, 2]}\nvary: {seed: [1, 3]}\n", "study.yaml")
+    with pytest.raises(RecipeError, match=r"study\.yaml cannot be read: line 3: the key vary stands twice"):
+        read_study(path, [])
+
+
+def test_case_names_are_taken_as_they_are_written(written):
+    text = yaml.safe_dump(BASE) + "cases: {on: {}, off: {}, no: {}, yes: {}, null: {}, 1: {}, 1.0: {}, ρ = 0.5: {}}\n"
+    assert [case.name for case in read(written(text), [])] == ["on", "off", "no", "yes", "null", "1", "1.0", "ρ = 0.5"]
+    (case,) = read(written(text), [], only="off")
+    assert case.name == "off"
+
+
+def test_a_later_base_wins_whether_keys_are_dotted_or_nested(written):
+    written(BASE | {"hardware.rho": 1.0}, "a.yaml")
+    written({"hardware": {"rho": 2.0}}, "b.yaml")
+    written({"hardware.rho": 3.0}, "c.yaml")
+    (case,) = read(written({"base": ["a.yaml", "b.yaml", "c.yaml"]}), [])
+    assert case.build().hardware.rho == 3.0
+
+
+@pytest.mark.parametrize("base", ["recipe.yaml", "nowhere/../recipe.yaml", "./recipe.yaml"])
+def test_a_recipe_that_is_its_own_base_by_another_name(written, base):
+    with pytest.raises(RecipeError, match="is its own base") as raised:
+        read(written(BASE | {"base": base}), [])
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["trained.yaml", "search.yaml"])
+def test_a_recipe_does_not_take_the_folder_of_what_is_kept(written, name):
+    with pytest.raises(RecipeError, match="lies beside those of recipes"):
+        read(written(BASE, name), [])
+
+
+USERS = """
+from pathlib import Path
+import torch
+from torch import nn
+from energytl import Fluctuation
+
+def plain():
+    return nn.Linear(1, 1)
+
+def device(intensity=2.0):
+    return Fluctuation(intensity=intensity)
+
+def number() -> int:
+    return 3
+
+def fails() -> nn.Module:
+    return {}["a"]
+
+def no_network() -> nn.Module:
+    return 3
+
+def harm(parameters, command: str = ""):
+    Path(command).touch()
+
+class Harm:
+    def __init__(self, parameters, command: str = "") -> None:
+        Path(command).touch()
+
+def fine(parameters, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr)
+
+def steps(optimizer) -> torch.optim.lr_scheduler.StepLR:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"network": "users.plain"}, "does not say what it returns: write def plain(…) -> torch.nn.Module"),
+        ({"hardware.fluctuation": "users.device"}, "write def device(…) -> energytl.Fluctuation"),
+        ({"network": "users.number"}, "network: users.number gives no Module; there are: energytl.models."),
+        ({"network": "users.fails"}, "users.py, line 17: KeyError: 'a'"),
+        ({"network": "users.no_network"}, "network is 3; allowed: a Module"),
+        ({"network": "broken.network"}, "SyntaxError: "),
+        ({"network": "unknown_import.network"}, "No module named 'nowhere_at_all'"),
+    ],
+)
+def test_a_users_code_that_does_not_fit_is_named(written, tmp_path, monkeypatch, settings, says):
+    (tmp_path / "users.py").write_text(USERS, "utf-8")
+    (tmp_path / "broken.py").write_text("def network(:\n", "utf-8")
+    (tmp_path / "unknown_import.py").write_text("import nowhere_at_all\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError) as raised:
+        read(written(BASE | {"evaluation": None} | settings), [])[0].build()
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["train.optimizer", "train.scheduler", "pretrain.optimizer", "stages.a.scheduler"])
+@pytest.mark.parametrize("maker", ["os.system", "users.harm", "users.Harm", "subprocess.run"])
+def test_what_makes_no_optimizer_is_refused_before_it_is_called(written, tmp_path, monkeypatch, key, maker):
+    (tmp_path / "users.py").write_text(USERS, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    harm = tmp_path / "harm"
+    argument = {"os.system": {"command": f"touch {harm}"}, "subprocess.run": {}}.get(maker, {"command": str(harm)})
+    for value in (maker, {"class_path": maker}, {"class_path": maker, "init_args": argument}):
+        with pytest.raises(RecipeError, match=key.rpartition(".")[2]):
+            read(written(BASE | {"evaluation": None, key: value}), [])[0].build()
+    assert not harm.exists()
+
+
+def test_what_says_that_it_makes_an_optimizer_is_taken(written, tmp_path, monkeypatch):
+    (tmp_path / "users.py").write_text(USERS, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for optimizer in ("users.fine", "torch.optim.Adam", "Adam"):
+        train = {"optimizer": optimizer, "scheduler": "users.steps"}
+        fit = read(written(BASE | {"train": train}), [])[0].build().train
+        assert isinstance(fit.optimizer([nn.Parameter(torch.zeros(1))]), torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("--trainer.limit_train_batches=0", "limit_train_batches is 0"),
+        ("--trainer.max_steps=null", "max_steps: expected int"),
+        ("--trainer.gradient_clip_val=.nan", "gradient_clip_val is nan; allowed: a number"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches is 0; allowed: 1 to"),
+    ],
+)
+def test_settings_of_the_trainer_with_which_nothing_trains(written, override, says):
+    with pytest.raises(ValueError, match=says):
+        read(written(BASE), [override])[0].trainer_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"pretrain": {"seed": -1}}, "pretrain.seed is -1; allowed: 0 to 4294967295, or null"),
+        ({"stages": {"a": {"hardware": {"rho": 1e5}}}}, "stages.a.hardware.rho is 100000.0; allowed: above 0 up to 82"),
+        ({"data": {"class_path": "energytl.data.Digits", "init_args": {"workers": -1}}}, "data.workers is -1"),
+        ({"published": [1.0, float("nan")]}, "published is nan; allowed: above 0"),
+        (
+            {"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"weight_decay": float("nan")}}}},
+            "train.optimizer.weight_decay is nan; allowed: a number",
+        ),
+        (
+            {"train": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": float("inf")}}}},
+            "train.optimizer.lr is inf; allowed: a finite number",
+        ),
+        (
+            {"data": {"class_path": "energytl.data.Digits", "init_args": {"seed": None}}},
+            "data.seed is null; allowed: a whole number",
+        ),
+        ({"method": "a\x07b"}, r"method is 'a\x07b'; allowed: characters that a terminal shows"),
+    ],
+)
+def test_a_value_is_refused_with_its_whole_key(written, settings, says):
+    with pytest.raises(RecipeError) as raised:
+        read(written(BASE | settings), [])[0].build()
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("override", ["--see=5", "--hardware.rh=5"])
+def test_keys_are_not_abbreviated(written, override):
+    with pytest.raises(RecipeError, match="unknown key"):
+        read(written(BASE), [override])

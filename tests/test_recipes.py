@@ -165,7 +165,10 @@ def test_the_quickstart_keeps_its_promise(tmp_path):
     (path,) = [path for path in RECIPES if path.stem == "quickstart"]
     assert cli.main(["run", str(path), "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
-    best, traditional = summary["A+B+C"], summary["traditional"]
-    for row in (best, traditional):
-        assert row["accuracy_median"] >= row["accuracy_digital"] - 0.01
-    assert traditional["energy_paper"] >= 10 * best["energy_paper"]
+    ratios = []
+    for seed in range(3):
+        best, traditional = summary[f"A+B+C, seed {seed}"], summary[f"traditional, seed {seed}"]
+        for row in (best, traditional):  # chosen on 800 images and told of 1,000, each good for half a point
+            assert row["accuracy_median"] >= row["accuracy_digital"] - 0.01 - 0.025
+        ratios.append(traditional["energy_paper"] / best["energy_paper"])
+    assert sorted(ratios)[1] >= 10

@@ -48,7 +48,10 @@ def test_the_page_has_tables_findings_figures_and_how_they_were_made(page, tmp_p
     assert "## A tiny table\n\nOf two methods.\n\n```bash\nenergytl run recipes/tiny.yaml\n```" in text
     assert "not of the head" not in text
     assert "**least energy, paper units**\n\n| case | energy at 1 % drop | below baselines |" in text
-    assert "The best baseline takes 2.0× (1 % drop), 2.0× (2 % drop) the energy of ours, in paper units." in text
+    assert (
+        "The best baseline takes 2.0× (1 % drop), 2.0× (2 % drop) the energy of ours, in paper units (one training)."
+        in text
+    )
     assert "* not modelled: wires" in text
     assert (
         "2026-01-02 to 2026-01-03, 1.0 minutes of all cases together, kept trainings not counted, seed 0; torch 2.9."

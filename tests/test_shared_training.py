@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 
 from energytl import callbacks
 from energytl import run as run_module
+from energytl.kept_trainings import first_training
 from energytl.models import mlp
 from energytl.recipe import RecipeError, read
 from energytl.run import prepare, run_case
-from energytl.training import first_training
 
 EVALUATION = {"reads": 2, "images": 200, "cost_batches": 1}
 QUIET = {"enable_progress_bar": False, "limit_val_batches": 1}
@@ -74,8 +74,9 @@ def noiseless(run):
 
 def test_each_training_goes_on_from_the_last_ones_weights(run):
     settings = SETTINGS | {"train": {"epochs": 2}, "objective": {"energy_weight": [0.5, 3.0], "rho_lr": 0.1}}
-    family, trainings = run(settings | {"evaluation": EVALUATION | {"max_drop": [0.1, 0.2]}}, "family")
-    assert trainings == 2
+    settings |= {"evaluation": EVALUATION | {"max_drop": [0.1, 0.2]}}
+    family, trainings = run(settings, "family")
+    assert trainings == 3  # the digital network has not seen the images held out
     rows = family["history"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     energies = [row["train/energy"] for row in rows]
@@ -147,16 +148,28 @@ def test_what_training_without_noise_does_not_see_does_not_make_it_train_anew(ru
     assert [layer["rho"] for layer in result["layers"]] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert result["cells"] == 2 * noiseless["cells"]
     assert result["reads"] == 5 * noiseless["reads"]
-    assert result["history"] == noiseless["history"]
+    (row,), (first,) = result["history"], noiseless["history"]
+    assert seen(row) == seen(first)
+    anew, trainings = run(NOISELESS | {"hardware": hardware, "share_training": False}, "anew")
+    assert trainings == 1
+    assert seen(anew["history"][0]) == seen(row)
+    assert row["val/loss"] != first["val/loss"]  # of its own hardware, not of the first one's
+    error = (0.5 / 500) ** 0.5  # at most, of the difference of two reads of 500 images
+    assert abs(row["val/accuracy"] - anew["history"][0]["val/accuracy"]) < 5 * error
+
+
+def seen(row):
+    """What training itself logs."""
+    return {name: value for name, value in row.items() if not name.startswith("val/") and name != "rho"}
 
 
 def test_calibration_sees_fluctuation_only_where_training_does(run, noiseless):
     def loss(**settings):
         result, _ = run(NOISELESS | {"share_training": False} | settings, "other")
-        return result["history"][-1]["val/loss"]
+        return result["history"][-1]["train/loss"]
 
     cells = {"rho": 0.05, "read": "BitSerialRead"}
-    assert loss(hardware=cells) == noiseless["history"][-1]["val/loss"]
+    assert loss(hardware=cells) == noiseless["history"][-1]["train/loss"]
     assert loss(hardware=cells, training_computation="Moments") != loss(training_computation="Moments")
     untrained = [run(SETTINGS | {"train": None, "hardware": {"rho": rho}}, "other")[0] for rho in (0.05, 5.0)]
     assert untrained[0]["accuracy_quantised"] == untrained[1]["accuracy_quantised"]
@@ -225,7 +238,56 @@ def test_a_damaged_shared_network_is_named(run):
     run(settings)
     (done,) = set(run.folder.glob("trained/*/training.json")) - before
     (done.parent / "network.pt").write_bytes(b"half a network")
-    with pytest.raises(RecipeError, match=f"trained network {done.parent}/network.pt cannot be read"):
+    with pytest.raises(RecipeError, match=f"kept training {done.parent}/network.pt cannot be read"):
+        run(settings)
+
+
+@pytest.mark.parametrize("what", ["network", "data"])
+def test_an_edited_module_trains_anew_and_a_reused_one_is_told(run, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"edited_{what}_a"
+    lines = {
+        "network": "from torch.nn import Linear, Module, Sequential, Flatten\n"
+        "def made() -> Module:\n    return Sequential(Flatten(), Linear(784, 10))",
+        "data": "from energytl.data import Digits\nclass made(Digits):\n    pass",
+    }[what]
+    (tmp_path / f"{name}.py").write_text(lines + "\n")
+    settings = SETTINGS | {what: f"{name}.made", "train": None, "evaluation": None, "pretrain": {"epochs": 1}}
+    assert run(settings)[1] == 1
+    capsys.readouterr()
+    assert run(settings)[1] == 0
+    assert f"tiny: pretrain is taken from {run.folder}/trained/" in capsys.readouterr().err
+    (tmp_path / f"{name}.py").write_text(lines + "\n# edited\n")
+    assert run(settings)[1] == 1
+
+
+def test_a_finished_run_of_an_edited_module_is_not_taken_for_a_new_one(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_after_the_run.py"
+    module.write_text("from energytl.data import Digits\nclass made(Digits):\n    pass\n")
+    settings = SETTINGS | {"data": "edited_after_the_run.made", "train": None, "evaluation": None}
+    first, _ = run(settings, "rerun", resume=True)
+    assert run(settings, "rerun", resume=True)[0] == first
+    module.write_text(module.read_text() + "# edited\n")
+    capsys.readouterr()
+    run(settings, "rerun", resume=True)
+    assert "was run by other code; starting anew" in capsys.readouterr().err
+    assert len(list((run.folder / "rerun").glob("tiny/version_*"))) == 2
+
+
+@pytest.mark.parametrize("fault", ["no history", "no weight"])
+def test_a_kept_pretraining_of_other_content_is_named(run, fault):
+    settings = SETTINGS | {"train": None, "evaluation": None, "pretrain": {"epochs": 1, "seed": 5 + len(fault)}}
+    before = set(run.folder.glob("trained/*/network.pt"))
+    run(settings)
+    (file,) = set(run.folder.glob("trained/*/network.pt")) - before
+    content = torch.load(file, weights_only=True)
+    if fault == "no history":
+        del content["history"]
+    else:
+        del content["network"][next(iter(content["network"]))]
+    torch.save(content, file)
+    with pytest.raises(RecipeError, match=f"kept training {file} (has no history|is of a different network)"):
         run(settings)
 
 
@@ -247,3 +309,80 @@ def test_distillation_and_hints_pull_towards_the_digital_network(run, tmp_path, 
     own, _ = run(settings)
     taught, _ = run(settings | {"objective": objective})
     assert taught["history"][-1]["train/accuracy"] < own["history"][-1]["train/accuracy"] - 0.05
+
+
+# images held out
+
+
+def test_what_is_chosen_is_chosen_on_images_that_no_training_saw_and_a_kept_training_knows_how_many(run, monkeypatch):
+    seen = []
+    fit = Trainer.fit
+
+    def noting(self, *args, datamodule, **kwargs):
+        seen.append({image.numpy().tobytes() for image, _ in datamodule.train_set})
+        chosen.append({image.numpy().tobytes() for image, _ in datamodule.held_out})
+        return fit(self, *args, datamodule=datamodule, **kwargs)
+
+    chosen: list[set[bytes]] = []
+    settings = SETTINGS | {"share_training": True, "evaluation": EVALUATION | {"max_drop": 0.2, "held_out": 600}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", noting)
+        (case,) = read(written(run.folder.parent, settings), [])
+        result = run_case(case, 0, run.folder / "held_out", False)
+    assert len(seen) == 2  # the digital network, and the analog one
+    assert all(len(images) == 3400 for images in seen)
+    assert all(len(images) == 600 for images in chosen)
+    assert not set.union(*seen) & set.union(*chosen)
+    assert result["chosen_on"] == {"images": 600, "of": "training"}
+    assert result["tested_images"] == 200
+    assert run(settings, "again")[1] == 0
+    others = settings | {"evaluation": settings["evaluation"] | {"held_out": 601}}
+    assert run(others, "others")[1] == 2
+    nothing_chosen = {key: value for key, value in settings.items() if key != "evaluation"} | {"evaluation": EVALUATION}
+    plain, _ = run(nothing_chosen, "plain")
+    assert plain["history"] != result["history"]  # trained on all images
+    assert plain["chosen_on"] is None
+
+
+def test_a_pre_training_on_the_same_data_in_other_batches_does_not_see_the_images_held_out(run):
+    pretrain = SETTINGS["pretrain"] | {"data": {"class_path": "energytl.data.Digits", "init_args": {"batch_size": 100}}}
+    settings = SETTINGS | {"pretrain": pretrain, "evaluation": EVALUATION | {"max_drop": 0.2}}
+    (case,) = read(written(run.folder.parent, settings), [])
+    recipe = prepare(case, needs_data=True)
+    before = {image.numpy().tobytes() for image, _ in recipe.pretrain.data.train_set}
+    held_out = {image.numpy().tobytes() for image, _ in recipe.data.held_out}
+    assert (len(before), len(held_out)) == (3200, 800)
+    assert not before & held_out
+
+
+def test_weights_that_may_know_the_training_images_choose_on_test_images_that_are_not_told_of(run, tmp_path):
+    torch.save(mlp(hidden=(8,)).state_dict(), tmp_path / "weights.pt")
+    evaluation = {"reads": 2, "budgets": [100.0], "cost_batches": 1}
+    settings = SETTINGS | {"weights": str(tmp_path / "weights.pt"), "pretrain": None, "evaluation": evaluation}
+    (case,) = read(written(tmp_path, settings), [])
+    recipe = prepare(case, needs_data=True)
+    assert [len(images) for images in (recipe.data.train_set, recipe.data.held_out, recipe.data.test_set)] == [
+        4000,
+        500,
+        500,
+    ]
+    result, _ = run(settings | {"train": None}, "weights")
+    assert result["chosen_on"] == {"images": 500, "of": "test"}
+    assert result["tested_images"] == 500
+
+
+def test_more_images_than_there_are_cannot_be_held_out(run):
+    settings = SETTINGS | {"evaluation": EVALUATION | {"max_drop": 0.2, "held_out": 4000}}
+    (case,) = read(written(run.folder.parent, settings), [])
+    with pytest.raises(RecipeError, match=r"evaluation\.held_out is 4000; allowed: 1 to 3999 of 4000 training images"):
+        prepare(case, needs_data=True)
+
+
+def test_a_run_that_a_search_chooses_by_is_measured_and_watched_on_images_held_out(run):
+    (case,) = read(written(run.folder.parent, SETTINGS | {"evaluation": EVALUATION | {"searched": True}}), [])
+    recipe = prepare(case, needs_data=True)
+    watched = torch.cat([labels for _, labels in recipe.data.val_dataloader()])
+    assert torch.equal(watched, torch.tensor([label for _, label in recipe.data.held_out]))
+    result = run_case(case, 0, run.folder / "searched", False)
+    assert abs(result["accuracy_held_out"] - result["accuracy_median"]) < 5 * (0.5 / 200) ** 0.5
+    assert result["chosen_on"] == {"images": 800, "of": "training"}

@@ -160,9 +160,10 @@ class Runner:
         return [trainings for _, _, trainings in self.before(settings)]
 
     def kept(self, kept=""):
-        """What is kept of each training, the oldest first."""
+        """What is kept of each training but when, the oldest first."""
         files = sorted((self.folder / kept / "trained").glob("*/network.pt"), key=lambda path: path.stat().st_mtime_ns)
-        return [torch.load(path, weights_only=True) for path in files]
+        found = [torch.load(path, weights_only=True) for path in files]
+        return [{name: part for name, part in one.items() if name != "finished"} for one in found]
 
 
 def counted(patch):

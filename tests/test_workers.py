@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 
 from energytl.cli import main
-from energytl.results import latest_results
+from energytl.results import latest_results, new_version, read_json, write_json
 
 SETTINGS = {
     "network": {"class_path": "energytl.models.mlp", "init_args": {"hidden": [8]}},
@@ -51,6 +52,43 @@ def test_workers_are_one_or_more(tmp_path, capsys, workers):
     assert f"--workers is {workers}; allowed: 1 or more" in capsys.readouterr().err
 
 
+def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal\nfrom torch import nn\nfrom energytl.models import mlp\n\n\n"
+        "def network() -> nn.Module:\n"
+        "    import multiprocessing\n\n"
+        "    if multiprocessing.parent_process() is not None:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return mlp(hidden=[8])\n",
+        "utf-8",
+    )
+    recipe = tmp_path / "tiny.yaml"
+    settings = SETTINGS | {"network": "deadly.network", "cases": {"a": {}, "b": {}}}
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    command = [sys.executable, "-m", "energytl.cli", "run", str(recipe), "--workers", "2", "--out", str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == 2
+    assert "Traceback" not in killed.stderr
+    said = "energytl: a worker was killed, as for want of memory; to go on, repeat the command with --resume"
+    assert killed.stderr.strip().splitlines()[-1] == said
+
+
+def test_two_that_write_at_once_get_a_file_and_a_version_each(tmp_path):
+    """As two reports or two runs at once; every writer succeeds, and the file is one of theirs."""
+    contents = [{"writer": number, "padding": "x" * 20_000} for number in range(4)]
+
+    def write(content: dict) -> list[str]:
+        for _ in range(20):
+            write_json(tmp_path / "summary.json", content)
+        return [new_version(tmp_path / "case").name for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [name for names in threads.map(write, contents) for name in names]
+    assert read_json(tmp_path / "summary.json") in contents
+    assert sorted(made) == sorted(f"version_{number}" for number in range(80))
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "case"}
+
+
 def test_workers_end_with_the_command_that_is_killed(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(
@@ -62,5 +100,5 @@ def test_workers_end_with_the_command_that_is_killed(tmp_path):
         "    os.kill(os.getpid(), 9)\n",
         "utf-8",
     )
-    killed = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    killed = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=1200, check=False)
     assert (killed.returncode, killed.stdout) == (-9, "begun\n")  # read to its end: the worker holds it no longer

@@ -256,7 +256,7 @@ class Projection(nn.Linear):
 class AnalogProjection(AnalogLinear):
     """A `Projection` on an analog array: its state dict has what is added in the metadata, and no keys."""
 
-    digital_class = Projection
+    digital_class: type[nn.Module] = Projection
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
@@ -21,9 +21,11 @@ from energytl.analog.attention import (
 from energytl.analog.copies import sharing_copy
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import hooked, inference, inputs_of
-from energytl.analog.layers import AnalogLayer, AnalogLinear, analog_class
+from energytl.analog.layers import AnalogLayer, AnalogLinear, Calibration, analog_class
 from energytl.analog.noise import NoiseStream
+from energytl.analog.quantize import Seen
 from energytl.analog.remaining import ANALOG_OF, grouped, refusal, why_digital
+from energytl.crossbar.converter import CalibratedRange
 
 
 def convert(
@@ -115,6 +117,22 @@ def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, AnalogLayer)}
 
 
+def required_layers(network: nn.Module) -> dict[str, AnalogLayer]:
+    """The analog layers of a network by name, of which there must be some.
+
+    Raises:
+        ValueError: for a digital network.
+
+    >>> required_layers(nn.Linear(4, 2))
+    Traceback (most recent call last):
+    ValueError: Linear has no analog layers: convert it first, with energytl.convert
+    """
+    layers = analog_layers(network)
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no analog layers: convert it first, with energytl.convert")
+    return layers
+
+
 def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
 
@@ -124,7 +142,7 @@ def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
     >>> from energytl.analog.read import Noiseless
     >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
     """
-    for layer in analog_layers(analog).values():
+    for layer in required_layers(analog).values():
         layer.configure(**changes)
     return analog
 
@@ -135,7 +153,7 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
     The hardware may be changed by `configure`.
     """
-    layers = analog_layers(analog).values()
+    layers = required_layers(analog).values()
     for layer in layers:
         layer.kept = {}
     try:
@@ -146,9 +164,10 @@ def unchanging(analog: nn.Module) -> Iterator[None]:
 
 
 def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Set every layer's input range: to the mean of the ranges that round each batch's inputs best; in place.
+    """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
-    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too.
+    Ranges of weights that are chosen by the outputs (`WeightFormat.range_by`) are set, too, and then those of the
+    converters (`CalibratedRange`), from partial sums with the layers' own fluctuation.
 
     Args:
         analog: a converted network.
@@ -159,27 +178,60 @@ def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     >>> layer.input_range
     1.0
     """
-    ranges: dict[AnalogLayer, list[float]] = {layer: [] for layer in analog_layers(analog).values()}
-    samples: dict[AnalogLayer, list[Tensor]] = {
-        layer: [] for layer in ranges if layer.hardware.weights.range_by == "outputs"
-    }
+    layers = required_layers(analog).values()
+    for layer in layers:
+        layer.calibration = Calibration(outputs=layer.hardware.weights.range_by == "outputs")
+    batches = list(batches) if _calibrated_converters(analog) else batches
+    try:
+        with inference(analog), ideal_converters(analog):
+            for images in inputs_of(batches, analog):
+                analog(images)
+        for layer in layers:
+            if layer.calibration and layer.calibration.columns:
+                layer.fit_weight_range(torch.cat(layer.calibration.columns, 2))
+    finally:
+        for layer in layers:
+            layer.calibration = None
+    _calibrate_converters(analog, batches)
+    return analog
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+
+def _calibrated_converters(analog: nn.Module) -> list[AnalogLayer]:
+    """The layers whose converters have a range that calibration finds."""
+    return [
+        layer
+        for layer in analog_layers(analog).values()
+        if layer.hardware.converter is not None and isinstance(layer.hardware.converter.range, CalibratedRange)
+    ]
+
+
+def _calibrate_converters(analog: nn.Module, batches: Iterable[Any]) -> None:
+    sums = {layer: Seen() for layer in _calibrated_converters(analog)}
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:  # noqa: ANN401
         assert isinstance(layer, AnalogLayer)
-        ranges[layer].append(layer.best_input_range(inputs[0]))
-        if layer in samples:
-            samples[layer].append(layer.sampled(inputs[0]))
+        sums[layer].add(layer.sampled_sums(inputs[0]))
 
-    with inference(analog), hooked(ranges, note):
+    if not sums:
+        return
+    with inference(analog), ideal_converters(analog), hooked(sums, note):
         for images in inputs_of(batches, analog):
             analog(images)
-    for layer, seen in ranges.items():
-        if seen:
-            layer.input_range = sum(seen) / len(seen)
-    for layer, columns in samples.items():
-        if columns:
-            layer.fit_weight_range(torch.cat(columns, 2))
-    return analog
+    for layer, seen in sums.items():
+        layer.fit_converter_range(seen)
+
+
+@contextmanager
+def ideal_converters(analog: nn.Module) -> Iterator[None]:
+    """While it is open, partial sums are not converted: nothing is rounded or cut off."""
+    before = {layer: layer.hardware.converter for layer in analog_layers(analog).values()}
+    try:
+        for layer in before:
+            layer.configure(converter=None)
+        yield
+    finally:
+        for layer, converter in before.items():
+            layer.configure(converter=converter)
 
 
 def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) -> nn.Module:
@@ -200,7 +252,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) ->
     >>> round(float(norm.running_var), 6)
     0.0
     """
-    layers = list(analog_layers(analog).values())
+    layers = list(required_layers(analog).values())
     layers[0].noise.reseed(seed)
     with inference(analog), unchanging(analog):
         update_bn(inputs_of(batches, analog), analog)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from energytl.quiet import EnergytlWarning
+
 LARGE = 2**18
 """Numbers of an input from which on fused kernels are worth compiling and calling."""
 
@@ -41,7 +43,9 @@ def fused(function: Callable[..., Any], otherwise: Callable[..., Any] | None = N
                 usable = False
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(
-                    f"torch.compile cannot fuse {function.__name__}, so it runs slower: {reason}", stacklevel=2
+                    f"torch.compile cannot fuse kernels here, so reads run slower: {reason}",
+                    EnergytlWarning,
+                    stacklevel=2,
                 )
         return (otherwise or function)(*arguments)
 

@@ -19,10 +19,10 @@ _SHIFTS_AND_FACTORS = ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32))
 def add_normal_(
     mean: Tensor, variance: Tensor, scale: float, floor: float, generator: torch.Generator, wants_slope: bool
 ) -> Tensor:
-    """Make the mean the outcome mean + ε·√(scale·variance + floor), ε standard normal; any shape, float32 on the CPU.
+    """Make the mean the outcome mean + ε·scale·√(variance + floor), ε standard normal; any shape, float32 on the CPU.
 
     What is returned is the variance's memory: if wanted, it holds the outcome's slope to the root's
-    argument, ε/(2·√…). Where torch cannot compile, ε are the numbers of `normal_like`.
+    argument, ε·scale/(2·√…). Where torch cannot compile, ε are the numbers of `normal_like`.
     """
     if variance.stride() != mean.stride():
         variance = torch.empty_like(mean, dtype=variance.dtype).copy_(variance)
@@ -34,16 +34,17 @@ def add_normal_(
 
 def _add_normal_(mean: Tensor, variance: Tensor, line: Tensor, key: Tensor, wants_slope: bool) -> None:
     scale, floor = line.unbind()
-    normal, deviation = _normal(len(mean), key), torch.sqrt(variance.float() * scale + floor)
-    mean.copy_(mean + normal * deviation)
+    normal, deviation = _normal(len(mean), key), torch.sqrt(variance.float() + floor)
+    mean.copy_(mean + normal * scale * deviation)
     if wants_slope:
-        variance.copy_(0.5 * normal / deviation)
+        variance.copy_(0.5 * normal * scale / deviation)
 
 
 def _add_normal_unfused_(mean: Tensor, variance: Tensor, line: Tensor, key: Tensor, wants_slope: bool) -> None:
     scale, floor = line.unbind()
     normal = normal_like(mean, torch.Generator().manual_seed(int(key.view(torch.int64))))
-    deviation = variance.float().mul_(scale).add_(floor).sqrt_()
+    deviation = variance.float().add_(floor).sqrt_()
+    normal.mul_(scale)
     mean.addcmul_(normal, deviation)
     if wants_slope:
         variance.copy_(normal.div_(deviation).mul_(0.5))

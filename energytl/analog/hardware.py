@@ -1,13 +1,18 @@
 """The hardware of one layer in one frozen record."""
 
-import math
 from dataclasses import dataclass
 
+from energytl.allowed import SEED, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
+from energytl.crossbar.arrays import Arrays
+from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.variation import Variation
+
+ROUNDING = 1 + 1e-6
+"""A ρ that has been held in single precision may lie so much above the window that it fills."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Hardware:
         weights: how finely weights are rounded.
         inputs: how finely inputs are rounded.
         read: what the hardware does to read.
+        arrays: size of the arrays that a layer's matrix is cut into.
+        converter: how the partial sums of each array are converted; None: ideal converters, whatever their price.
         computation: how the simulation draws the outcome.
         variation: how cells differ from what was written, another on each chip.
         chip: number of the chip; the same number has the same deviations.
@@ -33,6 +40,8 @@ class Hardware:
     weights: WeightFormat = WeightFormat()
     inputs: InputFormat = InputFormat()
     read: ReadScheme = SingleRead()
+    arrays: Arrays = Arrays()
+    converter: Converter | None = None
     computation: Computation = Moments()
     variation: Variation = Variation()
     chip: int = 0
@@ -40,14 +49,24 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Refuse a ρ that is no energy coefficient, and what does not go together."""
-        if not 0 < self.rho < math.inf:
-            raise ValueError(f"hardware.rho is {self.rho}; allowed: above 0 (µS of a full-range weight)")
+        check(self, "hardware", chip=SEED)
+        window = self.cell.largest_rho
+        if not 0 < self.rho <= window * ROUNDING:
+            raise ValueError(
+                f"hardware.rho is {self.rho}; allowed: above 0 up to {window:.4g}, the µS between the cell's "
+                "g_min_siemens and g_max_siemens"
+            )
         varying, levels = len(self.variation.levels), len(self.mapping.cell_values) - 1
         if varying > 1 and varying != levels:
             own = f"has {levels}" if levels > 0 else "has none of its own"
             raise ValueError(
                 f"hardware.variation.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
                 "give one number, or as many as the mapping's cells have levels"
+            )
+        if self.converter is not None and self.fluctuation.correlation > 0 and isinstance(self.computation, Moments):
+            raise ValueError(
+                f"hardware.converter: moments of partial sums are of independent reads, but fluctuation.correlation is "
+                f"{self.fluctuation.correlation}: set it to 0, or the computation to Exact or Frozen"
             )
         if self.mapping.cell_values and self.weights.states is not None:
             raise ValueError(f"{self.mapping} has levels of its own: leave out weights.states")

@@ -1,6 +1,7 @@
 """Linear and Conv2d on analog arrays: parameters, ranges, and calls to `energytl.analog.read`."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,19 +17,26 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.memory_format import has_channels_last
 from energytl.analog.noise import NoiseStream, fold
-from energytl.analog.quantize import best_range
+from energytl.analog.partial_sums import seen_sums
+from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
+from energytl.crossbar.arrays import rows_in_arrays
 
 ADDED = (
     "hardware",
+    "rho_start",
+    "calibration",
+    "_fitted",
+    "_last_version",
     "noise",
     "index",
     "positions",
     "log_rho",
-    "weight_range",
+    "_weight_range",
     "column_ranges",
-    "input_range",
+    "_input_range",
+    "converter_range",
     "weight_factor",
     "kept",
 )
@@ -36,6 +44,15 @@ ADDED = (
 
 SAMPLES = 256
 """Output positions of which inputs are kept, from each batch, to choose ranges by the outputs."""
+
+SUMS = 2**14
+"""Partial sums that are kept, from each batch, to choose the converters' range by."""
+
+MOST_SAMPLES = 16 * SAMPLES
+"""How many are kept of all batches."""
+
+OUTGROWN = 0.1
+"""Share of weights beyond a given range, over that at the start, from which on a warning says so."""
 
 _LAYERS: "WeakSet[AnalogLayer]" = WeakSet()
 """Every analog layer there is, so that an optimizer that gets bare parameters can tell which are arrays."""
@@ -47,18 +64,44 @@ def layers_of(parameter: nn.Parameter) -> "list[AnalogLayer]":
     return sorted(found, key=lambda layer: layer.hardware.rounds)
 
 
+class Calibration:
+    """What a layer has seen since its calibration began.
+
+    Args:
+        outputs: whether inputs are kept to choose ranges of weights by the outputs, too.
+    """
+
+    def __init__(self, outputs: bool) -> None:
+        self.seen = Seen()
+        self.columns: list[Tensor] | None = [] if outputs else None
+
+    def add(self, layer: "AnalogLayer", x: Tensor) -> None:
+        """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
+        self.seen.add(x)
+        layer.input_range = self.seen.best_range(layer.hardware.inputs.levels)
+        if self.columns is not None and len(x):
+            self.columns.append(layer.sampled(x))
+            if sum(part.shape[2] for part in self.columns) > MOST_SAMPLES:
+                self.columns = [torch.cat(self.columns, 2)[:, :, ::2]]
+
+
 class AnalogLayer(nn.Module, ABC):
     """A layer whose weights are conductances. Made by `energytl.convert`, not by hand.
 
     It is the digital layer, of a subclass of its class: what torch, users and hooks have set on it stays. It adds
     `log_rho` (trainable), `weight_range` (set from the weights when converted) and `input_range` (set by
     `energytl.calibrate`, or else from the first batch seen). Its state dict has the digital layer's keys and no
-    others: what is added travels in the state dict's metadata, so state dicts load both ways, and ρ is not lost. One
-    without it, as of a digital network, sets the weight range anew.
+    others: what is added, and the place in the stream of random states, travels in the state dict's metadata, so state
+    dicts load both ways, and ρ is not lost. One without it, as of a digital network, sets the weight range anew.
+
+    Reads of float16 and bfloat16 layers are computed in float32, and rounded to the layer's type.
 
     Attributes:
         digital_class: the class it was before.
         hardware: what the layer runs on; `energytl.configure` changes it.
+        log_rho: log of ρ in units of `rho_start`, so that weight decay pulls ρ to its start and not to 1 µS.
+        rho_start: the ρ from which it trains.
+        calibration: what is seen while the layer is calibrated.
         noise: source of the random states, one for the whole network.
         index: number of the layer in its network.
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
@@ -77,13 +120,16 @@ class AnalogLayer(nn.Module, ABC):
     def put_on_array(self, hardware: Hardware, noise: NoiseStream, index: int) -> None:
         """Add what an array has, to a layer that has just been digital."""
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
-        self.log_rho = nn.Parameter(torch.tensor(math.log(hardware.rho), device=self.weight.device))
+        self.log_rho, self.rho_start = nn.Parameter(torch.tensor(0.0, device=self.weight.device)), hardware.rho
         self.weight_range = 1.0
+        self.weight_factor: Callable[[], Tensor] | None = None
         self.register_buffer("column_ranges", None, persistent=False)
         self.column_ranges: Tensor | None
         self.fit_weight_range()
-        self.input_range: float | None = None
-        self.weight_factor: Callable[[], Tensor] | None = None
+        self.input_range = None
+        self.converter_range: Tensor | None = None
+        self.calibration: Calibration | None = None
+        self._last_version = -1
         self.kept: dict[str, Any] | None = None
         _LAYERS.add(self)
 
@@ -116,7 +162,36 @@ class AnalogLayer(nn.Module, ABC):
     @property
     def rho(self) -> Tensor:
         """Energy coefficient ρ: conductance, in µS, of the layer's full range; scalar, differentiable."""
-        return self.log_rho.exp()
+        return self.log_rho.exp() * self.rho_start
+
+    @property
+    def input_range(self) -> float | None:
+        """The input that the largest integer stands for; None before the first batch."""
+        return self._input_range
+
+    @input_range.setter
+    def input_range(self, value: float | None) -> None:
+        self._input_range = None if value is None else self._allowed("input_range", value)
+
+    @property
+    def weight_range(self) -> float:
+        """The weight that a full conductance stands for."""
+        return self._weight_range
+
+    @weight_range.setter
+    def weight_range(self, value: float) -> None:
+        self._weight_range = self._allowed("weight_range", value)
+        self._fitted: tuple[float, float] | None = None  # where its weights lie is noted when it is used
+
+    def _allowed(self, name: str, value: float) -> float:
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} of layer {self.index} ({self._get_name()}) is {value}; allowed: above 0, finite")
+        return float(value)
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The type that reads are computed in."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
 
     @property
     def stored_weight(self) -> Tensor:
@@ -137,6 +212,38 @@ class AnalogLayer(nn.Module, ABC):
             self.column_ranges = ranges.reshape(-1, *[1] * (self.weight.dim() - 1))
         else:
             self.weight_range, self.column_ranges = float(ranges), None
+
+    @torch.no_grad()
+    def _outermost(self) -> tuple[float, float]:
+        """Largest |weight|, in what weights are divided by, and the share of weights beyond the range."""
+        magnitudes = self._scaled(self.weight).abs()
+        beyond = (magnitudes > self.weight_range * (1 + 1e-6)).to(magnitudes.dtype).mean()
+        largest, share = torch.stack([magnitudes.amax(), beyond]).tolist()
+        return largest, share
+
+    def _follow_weights(self) -> None:
+        """Widen the range where training has taken weights beyond it: they get no gradient there, and would stay."""
+        version = self.weight._version
+        if version == self._last_version or not self.hardware.rounds or self.weight_factor is not None:
+            return
+        self._last_version = version
+        now = largest, beyond = self._outermost()
+        largest_before, beyond_before = self._fitted = self._fitted or now
+        if self.hardware.weights.range is None and self.hardware.weights.range_by != "outputs":
+            if largest > 1.002 * largest_before or beyond > beyond_before + 0.02:
+                before = self.weight_range, self.column_ranges
+                self.fit_weight_range()
+                self.weight_range = max(self.weight_range, before[0])
+                if self.column_ranges is not None and before[1] is not None:
+                    self.column_ranges = torch.maximum(self.column_ranges, before[1])
+                self._fitted = self._outermost()
+        elif beyond > beyond_before + OUTGROWN:
+            self._fitted = largest, 1.0
+            warnings.warn(
+                f"more than {OUTGROWN:.0%} of the weights of layer {self.index} ({self._get_name()}) have grown beyond "
+                f"its range {self.weight_range:g} and are cut: set a wider weights.range, or calibrate anew",
+                stacklevel=3,
+            )
 
     def widen(self, factor: float) -> None:
         """Make the range of the weights, or that of each column, so many times as wide."""
@@ -161,23 +268,29 @@ class AnalogLayer(nn.Module, ABC):
         return factor if self.column_ranges is None else self.column_ranges * factor
 
     def _scaled(self, weight: Tensor) -> Tensor:
-        unit = self._unit
+        unit, weight = self._unit, weight.to(self.computed_in)
         return weight if unit is None else weight / unit
 
     def _rounded(self, scaled: Tensor) -> Tensor:
         return self.hardware.mapping.rounded(scaled, self.weight_range, self.hardware.weights)
 
-    def sampled(self, x: Tensor) -> Tensor:
-        """Inputs of at most SAMPLES output positions, evenly spaced over the first images, (G, K, S)."""
-        prepared = self.prepared(x)
+    def sampled(self, prepared: Tensor) -> Tensor:
+        """Prepared inputs of at most SAMPLES output positions, evenly spaced over the first images, (G, K, S)."""
         images = max(1, SAMPLES // max(1, self.count_positions(prepared)))
         columns = self.unfold(prepared[:images]).permute(2, 3, 0, 1).flatten(2)
         stride = -(-columns.shape[2] // SAMPLES)
         return columns[:, :, ::stride]
 
-    def best_input_range(self, x: Tensor) -> float:
-        """The range that rounds these inputs best."""
-        return best_range(x, self.hardware.inputs.levels)
+    def sampled_sums(self, x: Tensor) -> Tensor:
+        """What converters would see of these inputs, in units of a full input times a full cell; (SUMS,) or less."""
+        prepared = self.prepared(x)
+        assert self.input_range is not None  # calibrated before
+        return seen_sums(self._array(prepared, self.input_range, self.weight.detach()), prepared, SUMS)
+
+    def fit_converter_range(self, sums: Seen) -> None:
+        """Set the range of the layer's converters to the one that errs least over these partial sums."""
+        assert self.hardware.converter is not None
+        self.converter_range = torch.tensor(sums.best_range(self.hardware.converter.levels), device=self.weight.device)
 
     def configure(self, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of the hardware; a ρ or weight bits among them take effect, all else about the layer stays."""
@@ -185,34 +298,62 @@ class AnalogLayer(nn.Module, ABC):
         if self.kept and ("rho" in changes or replace(before, computation=self.hardware.computation) != self.hardware):
             self.kept.clear()
         if "rho" in changes:
+            self.rho_start = self.hardware.rho
             with torch.no_grad():
-                self.log_rho.fill_(math.log(self.hardware.rho))
+                self.log_rho.zero_()
         if {"weights", "mapping"} & set(changes):
             self.fit_weight_range()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Read the array with the inputs, as torch.nn's layer of the same name takes them."""
-        x = self.prepared(input)
-        self.positions = self.count_positions(x)
-        if self.hardware.inputs.follows:
-            self.input_range = max(float(x.detach().abs().amax()), 1e-12)
-        elif self.input_range is None:
-            self.input_range = self.best_input_range(x)
+        """Read the array with the inputs, as torch.nn's layer of the same name takes them.
+
+        torch.compile calls a read as it is, between the graphs before and after: what it draws cannot be traced.
+        """
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(AnalogLayer._read)(self, input)
+        return self._read(input)
+
+    def _read(self, input: Tensor) -> Tensor:
+        prepared = self.prepared(input)
+        self.positions = self.count_positions(prepared)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self._follow_weights()
+        input_range = self._range_of(prepared)
         samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
-        with torch.autocast(x.device.type, enabled=False):
-            y = self.hardware.computation(self._array(x, self.input_range, weight), x)
+        with torch.autocast(input.device.type, enabled=False):
+            y = self.hardware.computation(self._array(prepared, input_range, weight), prepared)
             if self.column_ranges is not None:
                 ranges = self.of_outputs(self.column_ranges)
                 y = y * ranges if y.requires_grad else y.mul_(ranges)
-                y = y if self.bias is None else y + self.of_outputs(self.bias)
+                y = y if self.bias is None else y + self.of_outputs(self.bias.to(y.dtype))
         if samples is not None:
-            y = hand_over(y, self.weight, x, samples, self)
-        return self.returned(y, input)
+            y = hand_over(y, self.weight, prepared, samples, self)
+        return self.returned(y.to(self.weight.dtype), input)
+
+    def _range_of(self, prepared: Tensor) -> float:
+        """The range of these inputs, which is set where it follows them, or is not set yet."""
+        if not prepared.numel():
+            return self.input_range or 1.0
+        if self.hardware.inputs.follows:
+            largest = float(prepared.detach().abs().amax()) or 1.0
+            if math.isfinite(largest):
+                self.input_range = largest
+            return largest
+        calibration = self.calibration
+        if calibration is None and self.input_range is None:
+            calibration = Calibration(outputs=False)
+        if calibration is not None:
+            try:
+                calibration.add(self, prepared)
+            except ValueError as error:
+                raise ValueError(f"layer {self.index} ({self._get_name()}) has no range of inputs: {error}") from None
+        assert self.input_range is not None
+        return self.input_range
 
     def prepared(self, x: Tensor) -> Tensor:
-        """Inputs as they reach the array: of the weights' type, a batch, padded as far as `multiply` does not."""
-        return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.weight.dtype))
+        """Inputs as they reach the array: of the type of reads, a batch, padded as far as `multiply` does not."""
+        return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.computed_in))
 
     def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
         hardware = self.hardware
@@ -224,7 +365,7 @@ class AnalogLayer(nn.Module, ABC):
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
-            bias=self.bias if self.column_ranges is None else None,
+            bias=None if self.bias is None or self.column_ranges is not None else self.bias.to(held.dtype),
             fluctuation=hardware.fluctuation,
             mapping=hardware.mapping,
             weights=hardware.weights,
@@ -232,10 +373,15 @@ class AnalogLayer(nn.Module, ABC):
             scheme=hardware.read,
             noise=self.noise,
             index=self.index,
+            of_outputs=self.of_outputs,
             multiply=self.multiply,
             multiply_integers=self.multiply_integers,
             multiply_backward=self.multiply_backward,
             bias_gradient=self.bias_gradient,
+            arrays=self.arrays,
+            converter=hardware.converter,
+            converter_range=self.converter_range,
+            partial_sums=self.partial_sums,
             unfold=self.unfold,
             fold=lambda y: self.fold(y, x),
             positions=self.positions,
@@ -256,6 +402,21 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's product of padded inputs."""
+
+    @property
+    @abstractmethod
+    def channel_rows(self) -> int:
+        """Rows that one input channel takes of each group's matrix."""
+
+    @property
+    def arrays(self) -> tuple[int, ...]:
+        """Rows of each array that each group's matrix is cut into."""
+        _, rows, _ = self.matrix_shape
+        return rows_in_arrays(rows // self.channel_rows, self.channel_rows, self.hardware.arrays.rows)
+
+    @abstractmethod
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product of padded inputs in parts, one for each array: (arrays, *the product's shape)."""
 
     @abstractmethod
     def multiply_integers(self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None) -> Tensor:
@@ -338,9 +499,13 @@ class AnalogLayer(nn.Module, ABC):
         metadata = getattr(destination, "_metadata", {})  # a dictionary of the caller's own has none
         metadata.get(prefix[:-1], {}).update(
             log_rho=float(self.log_rho.detach()),
+            rho_start=self.rho_start,
+            noise=(self.noise.seed, self.noise.position),
+            fitted=self._fitted,
             weight_range=self.weight_range,
             column_ranges=self.column_ranges,
             input_range=self.input_range,
+            converter_range=self.converter_range,
         )
 
     def _load_from_state_dict(
@@ -352,6 +517,12 @@ class AnalogLayer(nn.Module, ABC):
     ) -> None:
         if "log_rho" in local_metadata:
             self.weight_range, self.input_range = local_metadata["weight_range"], local_metadata["input_range"]
+            converter_range = local_metadata.get("converter_range")
+            self.converter_range = None if converter_range is None else converter_range.to(self.weight.device)
+            self.rho_start, self._last_version = local_metadata.get("rho_start", 1.0), -1  # log ρ/µS until 0.1.0
+            if "noise" in local_metadata:
+                self.noise.go_on_from(*local_metadata["noise"])
+                self._fitted = local_metadata["fitted"]
             columns = local_metadata.get("column_ranges")
             self.column_ranges = None if columns is None else columns.to(self.weight.device)
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))
@@ -391,6 +562,14 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
         return grad.reshape(-1, grad.shape[-1]).sum(0)
 
+    @property
+    def channel_rows(self) -> int:  # noqa: D102
+        return 1
+
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+        parts = zip(x.split(self.arrays, -1), weight.split(self.arrays, 1), strict=True)
+        return torch.stack([F.linear(inputs, part) for inputs, part in parts])
+
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.images_first(x)
 
@@ -410,7 +589,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
         return x.reshape(len(x), self.count_positions(x), 1, x.shape[-1])
 
     def fold(self, y: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(len(y), -1, 1, y.shape[-1])
@@ -495,6 +674,26 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
 
     def bias_gradient(self, grad: Tensor) -> Tensor:  # noqa: D102
         return grad.sum((0, 2, 3))
+
+    @property
+    def channel_rows(self) -> int:  # noqa: D102
+        return math.prod(self.weight.shape[2:])
+
+    def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+        arrays, groups = self.arrays, self.groups
+        count = len(arrays)
+        weight = weight.unflatten(0, (groups, -1))  # (G, O, C, KH, KW)
+        if arrays[0] < self.channel_rows:  # arrays that cut a channel: each has the others' rows at 0
+            number = torch.arange(count, device=x.device).repeat_interleave(torch.tensor(arrays, device=x.device))
+            own = number == torch.arange(count, device=x.device).view(-1, 1)
+            parts = weight.unsqueeze(1) * own.view(1, count, 1, *weight.shape[2:])
+        else:
+            channels = [rows // self.channel_rows for rows in arrays]
+            x = _even_parts(x.unflatten(1, (groups, -1)), channels, 2).flatten(1, 3)
+            x, groups = x.contiguous(memory_format=torch.channels_last), groups * count
+            parts = _even_parts(weight, channels, 2).transpose(1, 2)
+        product = F.conv2d(x, parts.flatten(0, 2), None, self.stride, self.inner_padding, self.dilation, groups)
+        return product.unflatten(1, (self.groups, count, -1)).movedim(2, 0).flatten(2, 3)
 
     def padded(self, x: Tensor) -> Tensor:  # noqa: D102
         if any(self.outer_padding):
@@ -586,6 +785,15 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
             f"padding={self.inner_padding}, dilation={self.dilation}, groups={self.groups}, "
             f"bias={self.bias is not None}, rho={float(self.rho.detach()):.3g}"
         )
+
+
+def _even_parts(values: Tensor, sizes: list[int], dim: int) -> Tensor:
+    """The parts of these sizes, of which the first is largest, filled up with zeros and stacked along dim."""
+    if len(set(sizes)) == 1:
+        return values.unflatten(dim, (len(sizes), -1))
+    after = [0, 0] * (values.dim() - 1 - dim)
+    parts = values.split(sizes, dim)
+    return torch.stack([F.pad(part, (*after, 0, sizes[0] - part.shape[dim])) for part in parts], dim)
 
 
 def analog_class(kind: type[AnalogLayer], digital: Any) -> type[AnalogLayer]:  # noqa: ANN401

@@ -4,7 +4,6 @@ Weights are in units of their layer's full range, u = w/range in −1..1. A mapp
 stored values m_c of its cells, |m_c| ≤ 1, and fixed significances s_c.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -13,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from energytl.allowed import Allowed, check
 from energytl.analog.quantize import Grid, best_range, best_ranges, fake_quantize, nearest_index, round_to_values
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import SIEMENS_PER_RHO, Fluctuation, amplitude
@@ -54,17 +54,17 @@ class WeightFormat:
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no weight."""
-        if self.bits is not None and not 2 <= self.bits <= 16:
-            raise ValueError(f"weights.bits is {self.bits}; allowed: 2 to 16 (one of them is the sign), or null")
-        if self.states is not None:
-            if self.bits is not None:
-                raise ValueError("weights.states stands instead of weights.bits: set bits: null")
-            if not 1 <= self.states < 2**15:
-                raise ValueError(f"weights.states is {self.states}; allowed: 1 to 32767, or null")
-        for name in ("range", "range_rms"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"weights.{name} is {value}; allowed: above 0, or null")
+        bits, states = Allowed(2, 16, note="one of them is the sign"), Allowed(1, 2**15 - 1)
+        check(
+            self,
+            "weights",
+            bits=bits,
+            states=states,
+            range=Allowed(0, 1e9, above=True),
+            range_rms=Allowed(0, 1e3, above=True),
+        )
+        if self.states is not None and self.bits is not None:
+            raise ValueError("weights.states stands instead of weights.bits: set bits: null")
         if self.range is not None and (self.range_rms is not None or self.columns):
             raise ValueError("weights.range is the same for all weights: leave out range_rms and columns")
 
@@ -98,16 +98,23 @@ class WeightFormat:
             inputs: (G, K, S) that they are multiplied with, if the outputs are to choose.
         """
         matrices, across = matrices.detach(), 2 if self.columns else (0, 1, 2)
+        matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
         if self.range is not None:
             return matrices.new_full((1, 1), self.range)
         if grid is None or self.range_rms is not None:
-            rms = matrices.square().mean(across, keepdim=True).sqrt().squeeze(2)
-            return ((self.range_rms or UNROUNDED_RANGE_RMS) * rms).clamp(min=SMALLEST_RANGE)
+            largest = matrices.abs().amax(across, keepdim=True)
+            unit = torch.where(largest > 0, largest, 1.0)  # any unit: no square is out of bounds
+            rms = ((matrices / unit).square().mean(across, keepdim=True).sqrt() * unit).squeeze(2)
+            return _above_zero((self.range_rms or UNROUNDED_RANGE_RMS) * rms)
         if self.range_by == "max":
-            return matrices.abs().amax(across, keepdim=True).squeeze(2).clamp(min=SMALLEST_RANGE)
+            return _above_zero(matrices.abs().amax(across, keepdim=True).squeeze(2))
         if inputs is None and not self.columns:
-            return matrices.new_tensor([[best_range(matrices, grid)]])
+            return matrices.new_tensor([[best_range(matrices, grid)]], dtype=torch.float64)
         return best_ranges(matrices, grid, shared=not self.columns, inputs=inputs)
+
+
+def _above_zero(ranges: Tensor) -> Tensor:
+    return torch.where(ranges == 0, SMALLEST_RANGE, ranges)
 
 
 class Mapping(ABC):
@@ -128,6 +135,27 @@ class Mapping(ABC):
     @abstractmethod
     def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:
         """m_c of the cells that carry current, shape (C, *u.shape)."""
+
+    def sensed(self, cells: Tensor, weights: WeightFormat) -> tuple[Tensor, tuple[float, ...]]:
+        """What is converted apart, and its significances: columns (S, *shape) of cells (C, *shape).
+
+        Cells that share a conversion are sensed together: their currents add up before it.
+        """
+        significances = self.significances(weights)
+        if self.conversions_per_output(weights) == len(significances):
+            return cells, significances
+        return torch.tensordot(cells.new_tensor([significances]), cells, 1), (1.0,)
+
+    def sensed_variances(self, variances: Tensor, weights: WeightFormat) -> Tensor:
+        """Variances of one read of what is converted apart, (S, *shape), of those of the cells, (C, *shape)."""
+        significances = self.significances(weights)
+        if self.conversions_per_output(weights) == len(significances):
+            return variances
+        return torch.tensordot(variances.new_tensor([significances]).square(), variances, 1)
+
+    def sensed_levels(self, weights: WeightFormat) -> int | None:
+        """The integer that stands for a full cell, if what is sensed are multiples of one number; else None."""
+        return integer_levels(self, weights)
 
     def idle_cells(self, weights: WeightFormat) -> int:
         """Cells that hold nothing of this weight but stand, at g_min, on the lines that are read."""
@@ -223,8 +251,7 @@ class BitSlices(Mapping):
 
     def __post_init__(self) -> None:
         """Refuse cells of no bit."""
-        if not 1 <= self.cell_bits <= 8:
-            raise ValueError(f"mapping.cell_bits is {self.cell_bits}; allowed: 1 to 8")
+        check(self, "mapping", cell_bits=Allowed(1, 8))
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102
         return self.conversions_per_output(weights) + 1
@@ -243,6 +270,9 @@ class BitSlices(Mapping):
         digits = (integer.abs() >> shifts & self._highest) * integer.sign() / self._highest
         share = weights.levels / (2 ** (self.cell_bits * slices) - 1)
         return digits.to(u) + share * (u - u.detach())  # straight-through: the cells move so that Σ s_c·m_c moves as u
+
+    def sensed_levels(self, weights: WeightFormat) -> int | None:  # noqa: D102
+        return self._highest
 
     @property
     def _highest(self) -> int:
@@ -275,8 +305,8 @@ class MultilevelCell(Mapping):
 
     def __post_init__(self) -> None:
         """Refuse what are no levels."""
-        ascending = all(low < high for low, high in pairwise((0, *self.levels)))
-        if not self.levels or not ascending or self.levels[-1] == math.inf:
+        check(self, "mapping")
+        if not self.levels or not all(low < high for low, high in pairwise((0, *self.levels))):
             raise ValueError(f"mapping.levels is {list(self.levels)}; allowed: above 0, ascending, as [1, 3, 8]")
 
     def cells_per_weight(self, weights: WeightFormat) -> int:  # noqa: D102

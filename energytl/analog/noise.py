@@ -1,16 +1,26 @@
-"""Where the random states of a network's cells come from: one seed, one stream per torch device."""
+"""Where the random states of a network's cells come from: one seed, and a place in its stream for every read."""
 
 from functools import cache
 
 import torch
 from torch import Tensor
 
+REMEMBERED = 2**17
+"""Reads whose places in the stream are kept, so that a backward pass can compute them again."""
+
 
 class NoiseStream:
-    """Random numbers of one analog network, independent of torch's global seed once made.
+    """Random numbers of one analog network: those of a read follow from the seed and from how many came before.
+
+    Torch's own seed decides none of them. But where torch computes a part of a network again in the backward pass
+    (torch.utils.checkpoint), all that it puts back is the state of its own generator. So every read takes one number
+    from that, too, and looks its place in the stream up by it when it is computed again.
 
     Args:
         seed: start of the stream; None draws one from torch's global generator, so torch.manual_seed decides.
+
+    Attributes:
+        seed, position: what a stream goes on from, as plain numbers.
 
     >>> stream = NoiseStream(seed=1)
     >>> first = stream.normal(torch.empty(3))
@@ -24,32 +34,45 @@ class NoiseStream:
 
     def reseed(self, *seeds: int) -> None:
         """Start anew from one seed or several (as seed, epoch, rank)."""
-        self._seed = fold(*seeds)
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self.go_on_from(fold(*seeds), 0)
+
+    def go_on_from(self, seed: int, position: int) -> None:
+        """Take up the place of another stream."""
+        self.seed, self.position = seed, position
+        self._places: dict[int, int] = {}
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """The stream's generator on that device."""
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
+        """A generator of its own for what is drawn next."""
+        self.position += 1
+        return self._at(self.position - 1, device)
+
+    def of_read(self, device: torch.device) -> torch.Generator:
+        """The same for a read; one that is computed again in a backward pass gets the numbers of its first time.
+
+        Raises:
+            RuntimeError: in a backward pass, for a read that has no first time.
+        """
+        if torch.is_inference_mode_enabled():
+            return self.generator(device)
+        mark = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        if torch._C._current_graph_task_id() == -1:
+            if len(self._places) >= REMEMBERED:
+                del self._places[next(iter(self._places))]
+            self._places[mark] = self.position
+            return self.generator(device)
+        if mark not in self._places:
+            raise RuntimeError(
+                "a random read in the backward pass is none of the forward pass, so it would find other states: give "
+                "torch.utils.checkpoint preserve_rng_state=True"
+            )
+        return self._at(self._places[mark], device)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, type, device and memory layout of a dense tensor."""
         return normal_like(like, self.generator(like.device))
 
-    def __getstate__(self) -> dict[str, object]:
-        """Seed and positions, so that copies and pickles go on where this stream stands."""
-        return {
-            "seed": self._seed,
-            "states": {str(device): g.get_state() for device, g in self._generators.items()},
-        }
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Take up seed and positions."""
-        self._seed = state["seed"]  # type: ignore[assignment]
-        self._generators = {}
-        for device, position in state["states"].items():  # type: ignore[attr-defined]
-            self.generator(torch.device(device)).set_state(position)
+    def _at(self, position: int, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(fold(self.seed, position))
 
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:

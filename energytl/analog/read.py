@@ -9,19 +9,21 @@ a cell held throughout (`Frozen`), or none (`Noiseless`).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from energytl.allowed import Allowed, check
 from energytl.analog.fused import compact_dtype, elementwise, is_large
 from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import integers_are_exact
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
-from energytl.analog.noise import NoiseStream, fold
+from energytl.analog.noise import NoiseStream, fold, normal_like
+from energytl.analog.partial_sums import convert_sums, converted, rounding_variance
 from energytl.analog.quantize import (
     bit_count,
     bit_power,
@@ -29,6 +31,7 @@ from energytl.analog.quantize import (
     gradient_inside,
     round_to_integers,
 )
+from energytl.crossbar.converter import Converter
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
 
 
@@ -51,8 +54,7 @@ class InputFormat:
 
     def __post_init__(self) -> None:
         """Refuse widths that hold no input."""
-        if not 1 <= self.bits <= 16:
-            raise ValueError(f"inputs.bits is {self.bits}; allowed: 1 to 16")
+        check(self, "inputs", bits=Allowed(1, 16))
 
     @property
     def levels(self) -> int:
@@ -86,6 +88,22 @@ class ReadScheme(ABC):
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:
         """Input of each read, times its weight in the sum; (reads, *integers.shape), summing to the integers."""
 
+    @abstractmethod
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:
+        """The integer input that one step of the drive stands for, in each phase that is converted apart."""
+
+    def drive_levels(self, inputs: InputFormat) -> int:
+        """Steps of the drive of one such phase: the input's own, or one, of a bit."""
+        return inputs.levels
+
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """Drives of each such phase, in steps, of integers' shape; and what makes the variance that they carry.
+
+        The variance is in units of a², of reads that are independent.
+        """
+        for _ in self.conversions(inputs):
+            yield integers, integers.square
+
 
 @dataclass(frozen=True)
 class SingleRead(ReadScheme):
@@ -106,6 +124,9 @@ class SingleRead(ReadScheme):
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
         return integers.unsqueeze(0)
 
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0,)
+
 
 @dataclass(frozen=True)
 class RepeatedRead(ReadScheme):
@@ -119,8 +140,7 @@ class RepeatedRead(ReadScheme):
 
     def __post_init__(self) -> None:
         """Refuse less than one read."""
-        if self.times < 1:
-            raise ValueError(f"read.times is {self.times}; allowed: 1 or more")
+        check(self, "read", times=Allowed(1, 1000))
 
     def reads(self, inputs: InputFormat) -> int:  # noqa: D102
         return self.times
@@ -137,6 +157,9 @@ class RepeatedRead(ReadScheme):
     def phases(self, integers: Tensor, inputs: InputFormat) -> Tensor:  # noqa: D102
         return (integers / self.times).expand(self.times, *integers.shape)
 
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1 / self.times,) * self.times
+
 
 @dataclass(frozen=True)
 class BitSerialRead(ReadScheme):
@@ -144,9 +167,15 @@ class BitSerialRead(ReadScheme):
 
     Wang 2021, eq. 14-20: the mean is that of a single read, the variance Σ 4^p·δ_p instead of (Σ 2^p·δ_p)².
 
+    Attributes:
+        analog_accumulation: the bits' outcomes are weighted and summed as charge and converted once (NeuRRAM, Wan
+            2022: the sample of bit p is integrated 2^p times); else each is converted, and they are summed as numbers.
+
     >>> BitSerialRead().pulses(torch.arange(4.0))
     tensor([0., 1., 1., 2.])
     """
+
+    analog_accumulation: bool = False
 
     def reads(self, inputs: InputFormat) -> int:  # noqa: D102
         return inputs.bits
@@ -166,6 +195,24 @@ class BitSerialRead(ReadScheme):
         values = (bits << powers).to(integers) * integers.detach().sign()
         return values + (integers - integers.detach()) / inputs.bits  # straight-through, an equal share a bit
 
+    def conversions(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0,) if self.analog_accumulation else tuple(2.0**p for p in range(inputs.bits))
+
+    def drive_levels(self, inputs: InputFormat) -> int:  # noqa: D102
+        return inputs.levels if self.analog_accumulation else 1
+
+    def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:  # noqa: D102
+        if self.analog_accumulation:
+            yield integers, lambda: self.variance(integers, inputs)
+            return
+        narrow = torch.int16 if inputs.bits < 16 else torch.int32
+        magnitudes, signs = integers.detach().abs().to(narrow), integers.detach().sign()
+        through = (integers - integers.detach()) / inputs.bits if integers.requires_grad else None
+        for p in range(inputs.bits):
+            drive = (magnitudes >> p).bitwise_and_(1).to(signs).mul_(signs)
+            drive = drive if through is None else drive + through / 2**p  # straight-through, an equal share a bit
+            yield drive, drive.square
+
 
 @dataclass(frozen=True)
 class Array:
@@ -180,6 +227,7 @@ class Array:
         rho: energy coefficient ρ, scalar.
         input_range: the input that the integer `levels` stands for.
         bias: added digitally after the read, or None.
+        of_outputs: one number an output → a shape that broadcasts to the outputs.
         fluctuation, mapping, weights, inputs, scheme: the hardware.
         noise: source of the random states.
         index: number of the layer in its network.
@@ -187,6 +235,11 @@ class Array:
         multiply_integers: (inputs, zero, weight, scale, bias) → the same of uint8 and int8, see `integer_conv2d`.
         multiply_backward: (grad, x, weight, whether x's and the weight's are wanted) → its gradients to them, or None.
         bias_gradient: grad → its gradient to the bias.
+        arrays: rows of each array that the matrix is cut into.
+        converter: of the partial sums; None: ideal.
+        converter_range: what calibration found for it, or None.
+        partial_sums: (x, weight) → the product's parts, one for each array, (arrays, *the product's shape).
+        added_variance: of each output, besides the cells' fluctuation.
         unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
         fold: (N, L, G, O) → the product's shape.
         positions: output positions of one image, L.
@@ -199,6 +252,7 @@ class Array:
     rho: Tensor
     input_range: float
     bias: Tensor | None
+    of_outputs: Callable[[Tensor], Tensor]
     fluctuation: Fluctuation
     mapping: Mapping
     weights: WeightFormat
@@ -210,9 +264,14 @@ class Array:
     multiply_integers: Callable[[Tensor, int, Tensor, float, Tensor | None], Tensor]
     multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     bias_gradient: Callable[[Tensor], Tensor]
+    arrays: tuple[int, ...]
+    converter: Converter | None
+    converter_range: Tensor | None
+    partial_sums: Callable[[Tensor, Tensor], Tensor]
     unfold: Callable[[Tensor], Tensor]
     fold: Callable[[Tensor], Tensor]
     positions: int
+    added_variance: float = 0.0
 
     @property
     def stored(self) -> Tensor:
@@ -221,11 +280,21 @@ class Array:
 
     @property
     def squares(self) -> Tensor:
-        """Variance of one read of each weight, of the weight's shape."""
+        """Variance of one read of each weight, in units of the full range squared; of the weight's shape."""
         return once(self.kept, "squares", self._squares)
 
     def _squares(self) -> Tensor:
-        return read_variance(self.stored, self.rho, self.significances, self.fluctuation) * self.full_range**2
+        return read_variance(self.stored, self.rho, self.significances, self.fluctuation)
+
+    @property
+    def step(self) -> float:
+        """What the integer input 1 stands for."""
+        return self.input_range / self.inputs.levels
+
+    @property
+    def unit(self) -> float:
+        """The output of a weight of the full range that is read with the integer input 1."""
+        return self.step * self.full_range
 
     @property
     def significances(self) -> tuple[float, ...]:
@@ -239,12 +308,33 @@ class Array:
 
     def deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus stored weight, in units of the inputs' weights: shape (*copies, *weight.shape)."""
+        cells = self.cell_deviation(generator, copies)
+        significances = cells.new_tensor(self.significances)
+        shape = (-1, *[1] * self.weight.dim())
+        return (significances.view(shape) * cells).sum(len(copies)) * self.full_range
+
+    def cell_deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
+        """Random read minus what the cells hold, in units of the full range; (*copies, C, *weight.shape)."""
         stored = self.stored
         spread = signed_amplitude(stored, self.rho, self.fluctuation)
-        states = sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
-        significances = spread.new_tensor(self.significances)
-        shape = (-1, *[1] * self.weight.dim())
-        return (significances.view(shape) * spread * states).sum(len(copies)) * self.full_range
+        return spread * sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
+
+    def converted(
+        self, x: Tensor, cells: Tensor, draw: torch.Generator | None, variances: Tensor | None = None
+    ) -> Tensor:
+        """The outcome of a read whose partial sums are converted; see `partial_sums.converted`.
+
+        Args:
+            x: inputs, of the layer's own kind.
+            cells: what they hold, (C, *weight.shape), in units of the full range.
+            draw: of the noise; None: neither reads nor converters have any.
+            variances: of one read of each cell, like cells; None: reads do not fluctuate.
+        """
+        step = self.input_range / self.inputs.levels
+        scaled = fake_quantize(x, self.input_range, self.inputs.levels) / step
+        product = converted(self, scaled + (scaled.round() - scaled).detach(), cells, draw, variances)
+        product = product * (step * self.full_range)
+        return product if self.bias is None else product + self.of_outputs(self.bias)
 
 
 def once(kept: dict[str, Any] | None, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -274,8 +364,10 @@ class Noiseless(Computation):
     """The quantised product without fluctuation: what an ideal cell would return."""
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        if array.converter is not None:
+            return _beside(array.converted(x, array.stored, None), array.rho)
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        return array.multiply(quantised, array.weight, array.bias)
+        return _beside(array.multiply(quantised, array.weight, array.bias), array.rho)
 
 
 @dataclass(frozen=True)
@@ -290,9 +382,11 @@ class Frozen(Computation):
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         if self.chip is None:
-            generator = array.noise.generator(x.device)
+            generator = array.noise.of_read(x.device)
         else:
             generator = torch.Generator(x.device).manual_seed(fold(self.chip, array.index))
+        if array.converter is not None:
+            return array.converted(x, array.stored + array.cell_deviation(generator), array.noise.of_read(x.device))
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         return array.multiply(quantised, array.weight + array.deviation(generator), array.bias)
 
@@ -308,21 +402,36 @@ class Moments(Computation):
     On the CPU, large float32 inputs are multiplied as integers where inputs and weights are small ones, which is exact;
     squares and gradients as bfloat16 where the processor is faster at it. That moves an output's standard deviation by
     0.2 % or so, and gradients by less than 1 % of their norm.
+
+    With converters the partial sum of each array and phase is drawn so, and converted.
+
+    Attributes:
+        rounding_as_variance: instead of converting partial sums, add the variance of their rounding, Δ²/12, and of the
+            converters' noise to the outputs': at the price of a read with ideal converters, for training. It holds
+            where Δ is below about two standard deviations of a partial sum and little is cut off.
     """
 
+    rounding_as_variance: bool = False
+
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
+        if array.converter is not None:
+            if not self.rounding_as_variance:
+                variances = amplitude(array.stored, array.rho, array.fluctuation).square()
+                return array.converted(x, array.stored, array.noise.of_read(x.device), variances)
+            array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
+        generator = array.noise.of_read(x.device)
         if not is_large(x):
-            outcome: Tensor = _ReadMoments.apply(x, array.weight, array.squares, array.bias, array, held)
+            outcome: Tensor = _ReadMoments.apply(x, array.weight, array.squares, array.bias, array, held, generator)
         elif torch.is_grad_enabled():
-            outcome = _LargeReadMoments.apply(x, array.weight, array.squares, array.bias, array, held)
+            outcome = _LargeReadMoments.apply(x, array.weight, array.squares, array.bias, array, held, generator)
         else:
-            outcome, _ = _draw_large(x, array.squares, array, held, wants_slope=False)
-        if not held:
+            outcome, _ = _draw_large(x, array.squares, array, held, generator, wants_slope=False)
+        if not held or not len(x):
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        deviation = array.deviation(array.noise.generator(x.device), (len(x),)) * math.sqrt(correlation)
+        deviation = array.deviation(generator, (len(x),)) * math.sqrt(correlation)
         each = torch.vmap(array.multiply, in_dims=(0, 0, None))
         return outcome + each(quantised.unsqueeze(1), deviation, None).squeeze(1)
 
@@ -340,8 +449,12 @@ class Exact(Computation):
 
     states_at_once: int = 2**22
 
+    def __post_init__(self) -> None:
+        """Refuse to hold nothing."""
+        check(self, "computation", states_at_once=Allowed(1))
+
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
-        step = array.input_range / array.inputs.levels
+        step, generator = array.step, array.noise.of_read(x.device)
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         patches = array.unfold(quantised / step)
         _, positions, groups, _ = patches.shape
@@ -349,26 +462,79 @@ class Exact(Computation):
         stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
         spread = signed_amplitude(stored, array.rho, array.fluctuation)
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
-        parts = [self._read(array, part, stored, spread) for part in patches.split(chunk)]
+        read = self._read if array.converter is None else self._read_converted
+        parts = [read(array, part, stored, spread, generator) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)
         return array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
 
-    def _read(self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor) -> Tensor:
+    def _read(
+        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Integers (n, L, G, K) on cells (C, G, O, K) → (n, L, G, O)."""
-        noise, generator = array.fluctuation, array.noise.generator(patches.device)
-        together = math.sqrt(noise.correlation)
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
-        shape = (*total.shape, patches.shape[-1])
+        for _, cell, current in self._currents(array, patches, stored, spread, generator):
+            total = total + array.significances[cell] * current.sum(-1)
+        return total
+
+    def _read_converted(
+        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The same with converters: the currents of each array, phase and column that is sensed apart are converted."""
+        scheme, inputs = array.scheme, array.inputs
+        units = scheme.conversions(inputs)
+        apart = array.mapping.conversions_per_output(array.weights) == len(stored)
+        sums: dict[tuple[int, int], Tensor] = {}
+        for phase, cell, current in self._currents(array, patches, stored, spread, generator):
+            parts = torch.stack([part.sum(-1) for part in current.split(array.arrays, -1)])
+            place = (phase if len(units) > 1 else 0, cell if apart else 0)
+            sums[place] = sums.get(place, 0.0) + parts * (1.0 if apart else array.significances[cell])
+        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
+        for (phase, cell), parts in sums.items():
+            significance = array.significances[cell] if apart else 1.0
+            unit = units[phase]
+            total = total + convert_sums(array, parts / unit, unit * significance, generator)
+        return total
+
+    def _currents(
+        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Phase, cell of a weight, and what each cell of its kind adds in it: (n, L, G, O, K)."""
+        noise = array.fluctuation
+        together = math.sqrt(noise.correlation)
+        shape = (*patches.shape[:-1], stored.shape[2], patches.shape[-1])
         phases = array.scheme.phases(patches, array.inputs)
-        for cell, amplitudes, weight in zip(stored, spread, array.significances, strict=True):
+        for number, (cell, amplitudes) in enumerate(zip(stored, spread, strict=True)):
             held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
-            for phase in phases:
+            for phase, driven in enumerate(phases):
                 states = sample_states(shape, noise, generator)
                 if held is not None:
                     same = torch.rand(shape, generator=generator, device=patches.device) < together
                     states = torch.where(same, held, states)
-                total = total + weight * ((cell + amplitudes * states) * phase.unsqueeze(3)).sum(-1)
-        return total
+                yield phase, number, (cell + amplitudes * states) * driven.unsqueeze(3)
+
+
+def _beside(outcome: Tensor, rho: Tensor) -> Tensor:
+    """The outcome, unchanged, which ρ has part in with a gradient of 0: processes wait for one of every parameter."""
+    if not (torch.is_grad_enabled() and rho.requires_grad):
+        return outcome
+    beside: Tensor = _Beside.apply(outcome, rho)
+    return beside
+
+
+class _Beside(torch.autograd.Function):
+    """y, and 0 to another."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, other: Tensor) -> Tensor:  # noqa: ANN401
+        """Pass y on in its own memory."""
+        ctx.save_for_backward(other)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """The gradient, and none."""
+        return grad, torch.zeros_like(ctx.saved_tensors[0])
 
 
 def read_variance_of_inputs(
@@ -389,19 +555,22 @@ def read_variance_of_inputs(
 
 
 def _variance_floor(array: Array) -> Tensor:
-    """10⁻⁴ of the variance of one input step on the smallest weight, per output; keeps the slope of √ finite."""
+    """10⁻⁴ of the variance of one input step on the smallest weight, per output; keeps the slope of √ finite.
+
+    In units of `Array.unit` squared, as all variances here.
+    """
     smallest = array.weight.new_full((), smallest_weight(array.mapping, array.weights))
-    step = array.input_range / array.inputs.levels * array.full_range
-    quantum = amplitude(smallest, array.rho.detach(), array.fluctuation) * step
-    return (1e-4 * quantum.square() + 1e-30).to(array.weight.dtype).expand(len(array.weight))
+    quantum = amplitude(smallest, array.rho.detach(), array.fluctuation)
+    return (1e-4 * quantum.square() + 1e-30 + array.added_variance).to(array.weight.dtype).expand(len(array.weight))
 
 
 class _ReadMoments(torch.autograd.Function):
-    """Σ w·x + √(Σ s·v(x))·ε, rounding of x included, with two products forward and four backward.
+    """Σ w·x + unit·√(Σ s·v(n))·ε, n the integers that x is rounded to, with two products forward and four backward.
 
-    Inputs: x; weight w and its variance s, both of the layer's weight shape; bias or None; the Array; whether the
-    correlated part is held elsewhere. What is kept for the backward pass is x, the two weights and one number per
-    output; rounded inputs are computed again. The slope of v is that of the parabola through 0 and full scale.
+    Inputs: x; weight w and its variance s in units of the range squared, both of the layer's weight shape; bias or
+    None; the Array; whether the correlated part is held elsewhere; what draws ε. What is kept for the backward pass is
+    x, the two weights and one number per output; rounded inputs are computed again. The slope of v is that of the
+    parabola through 0 and full scale.
     """
 
     @staticmethod
@@ -413,15 +582,16 @@ class _ReadMoments(torch.autograd.Function):
         bias: Tensor | None,
         array: Array,
         held: bool,
+        generator: torch.Generator,
     ) -> Tensor:
         """Draw the outcome of one read."""
-        quantised, variance = _encode(x, array, held)
-        product = array.multiply(quantised, weight, bias)
-        del quantised
+        integers, variance = _encode(x, array, held)
+        product = array.multiply(integers, weight * array.step, bias)
+        del integers
         deviation = array.multiply(variance, squares, _variance_floor(array)).sqrt_()
         del variance
-        normal = array.noise.normal(product)
-        product.addcmul_(normal, deviation)
+        normal = normal_like(product, generator)
+        product.addcmul_(normal, deviation, value=array.unit)
         ctx.save_for_backward(x, weight, squares, normal.div_(deviation))
         ctx.array, ctx.held = array, held
         return product
@@ -433,24 +603,24 @@ class _ReadMoments(torch.autograd.Function):
         x, weight, squares, slope = ctx.saved_tensors
         array = ctx.array
         wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
-        quantised, variance = _encode(x, array, ctx.held)
-        grad_x, grad_weight = array.multiply_backward(grad, quantised, weight, wants_x, wants_weight)
-        grad_deviation = (slope * grad).mul_(0.5)
+        integers, variance = _encode(x, array, ctx.held)
+        grad_x, grad_weight = array.multiply_backward(grad, integers, weight, wants_x, wants_weight)
+        grad_deviation = (slope * grad).mul_(0.5 * array.unit)
         grad_variance, grad_squares = array.multiply_backward(grad_deviation, variance, squares, wants_x, wants_squares)
         if grad_x is not None and grad_variance is not None:
-            grad_x = grad_x.addcmul_(quantised, grad_variance, value=2 * _curvature(array, ctx.held))
+            grad_x = grad_x.addcmul_(integers, grad_variance, value=2 * _curvature(array, ctx.held) / array.step)
             grad_x = gradient_inside(grad_x, x, array.input_range)
+        grad_weight = None if grad_weight is None else grad_weight.mul_(array.step)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
-        return grad_x, grad_weight, grad_squares, grad_bias, None, None
+        return grad_x, grad_weight, grad_squares, grad_bias, None, None, None
 
 
 def _encode(x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
-    """Rounded inputs, and the variance they carry; both of x's shape."""
-    step = array.input_range / array.inputs.levels
+    """Inputs as integers n, and the variance v(n) they carry; both of x's shape."""
     integers = round_to_integers(x, array.input_range, array.inputs.levels)
     correlation = array.fluctuation.correlation
     variance = read_variance_of_inputs(integers, array.scheme, array.inputs, correlation, held)
-    return integers.mul_(step), variance.mul_(step**2)
+    return integers, variance
 
 
 def _curvature(array: Array, held: bool) -> float:
@@ -464,7 +634,7 @@ def _curvature(array: Array, held: bool) -> float:
 class _LargeReadMoments(torch.autograd.Function):
     """`_ReadMoments` of large float32 inputs on the CPU: in bytes and what is compact, with fused kernels.
 
-    Units: inputs are the integers n, so the mean is step·Σ w·n and the variance step²·Σ s·v(n).
+    Inputs are those of `_ReadMoments`.
     """
 
     @staticmethod
@@ -476,9 +646,10 @@ class _LargeReadMoments(torch.autograd.Function):
         bias: Tensor | None,
         array: Array,
         held: bool,
+        generator: torch.Generator,
     ) -> Tensor:
         """Draw the outcome of one read."""
-        outcome, slope = _draw_large(x, squares, array, held, wants_slope=True)
+        outcome, slope = _draw_large(x, squares, array, held, generator, wants_slope=True)
         ctx.save_for_backward(x, weight, squares, slope)
         ctx.array, ctx.held = array, held
         return outcome
@@ -490,7 +661,7 @@ class _LargeReadMoments(torch.autograd.Function):
         x, weight, squares, slope = ctx.saved_tensors
         array = ctx.array
         wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
-        step, compact = _step(array), compact_dtype()
+        step, compact = array.step, compact_dtype()
         integers, variance = _rounded(x, array, ctx.held, compact)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
         by_variance, by_mean = elementwise(_gradients_of_products, (slope, grad), compact)
@@ -500,23 +671,20 @@ class _LargeReadMoments(torch.autograd.Function):
         )
         grad_x = None
         if mean_x is not None and variance_x is not None:
-            curvature = 2 * _curvature(array, ctx.held) * step
+            curvature = 2 * _curvature(array, ctx.held) / step
             (grad_x,) = elementwise(
                 _gradient_of_input, (x, mean_x, variance_x), curvature, array.input_range, array.inputs.levels
             )
         grad_weight = None if mean_weight is None else mean_weight.float().mul_(step)
-        grad_squares = None if grad_squares is None else grad_squares.float().mul_(step**2)
-        return grad_x, grad_weight, grad_squares, grad_bias, None, None
+        grad_squares = None if grad_squares is None else grad_squares.float()
+        return grad_x, grad_weight, grad_squares, grad_bias, None, None, None
 
 
-def _step(array: Array) -> float:
-    """What the integer input 1 stands for."""
-    return array.input_range / array.inputs.levels
-
-
-def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slope: bool) -> tuple[Tensor, Tensor]:
-    """Outcome of the read and, if wanted, its slope to the variance in units of step² (compact)."""
-    step = _step(array)
+def _draw_large(
+    x: Tensor, squares: Tensor, array: Array, held: bool, generator: torch.Generator, wants_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Outcome of the read and, if wanted, its slope to the variance (compact)."""
+    step = array.step
     levels = array.integer_levels
     if levels is not None and integers_are_exact(array.inputs.levels, levels):
         integers, variance = _rounded(x, array, held, torch.uint8)
@@ -527,8 +695,7 @@ def _draw_large(x: Tensor, squares: Tensor, array: Array, held: bool, wants_slop
         integers, variance = _rounded(x, array, held, torch.float32)
         mean = array.multiply(integers, array.weight * step, array.bias)
     variance = array.multiply(variance, squares.to(compact_dtype()), None)
-    floor, generator = float(_variance_floor(array)[0]), array.noise.generator(x.device)
-    slope = add_normal_(mean, variance, step**2, floor, generator, wants_slope)
+    slope = add_normal_(mean, variance, array.unit, float(_variance_floor(array)[0]), generator, wants_slope)
     return mean, slope
 
 

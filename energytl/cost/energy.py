@@ -111,29 +111,29 @@ def cell_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
     return read_j_per_siemens * driven_sum(layer, on_time, siemens)
 
 
-def converter_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
-    """J for the conversions of so many reads: one for each column current and array of rows."""
-    return conversions(layer, reads, periphery) * periphery.converter.conversion_j()
+def converter_energy(layer: AnalogLayer, positions: int, periphery: Periphery) -> float:
+    """J for the conversions at so many output positions: one for each column current, array of rows and phase."""
+    return conversions(layer, positions) * periphery.converter_of(layer.hardware.converter).conversion_j()
 
 
-def shift_add_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
+def shift_add_energy(layer: AnalogLayer, positions: int, periphery: Periphery) -> float:
     """J for adding up what is converted, one shift-and-add a conversion."""
-    return conversions(layer, reads, periphery) * periphery.shift_add_j
+    return conversions(layer, positions) * periphery.shift_add_j
 
 
 def row_driver_energy(layer: AnalogLayer, reads: int, periphery: Periphery) -> float:
     """J for driving the rows of so many reads, once for each array of columns."""
     groups, rows, outputs = layer.matrix_shape
     columns = outputs * layer.hardware.mapping.cells_per_weight(layer.hardware.weights)
-    arrays = -(-columns // periphery.columns)
+    arrays = -(-columns // layer.hardware.arrays.columns)
     return reads * groups * rows * arrays * periphery.row_driver_j
 
 
-def conversions(layer: AnalogLayer, reads: int, periphery: Periphery) -> int:
-    """Number of conversions of so many reads of the whole layer."""
-    groups, rows, outputs = layer.matrix_shape
-    per_output = layer.hardware.mapping.conversions_per_output(layer.hardware.weights)
-    return reads * groups * outputs * per_output * -(-rows // periphery.rows)
+def conversions(layer: AnalogLayer, positions: int) -> int:
+    """Number of conversions of the whole layer at so many output positions."""
+    hardware, (groups, _, outputs) = layer.hardware, layer.matrix_shape
+    per_output = hardware.mapping.conversions_per_output(hardware.weights) * len(layer.arrays)
+    return positions * len(hardware.read.conversions(hardware.inputs)) * groups * outputs * per_output
 
 
 def _integers(layer: AnalogLayer, x: Tensor) -> Tensor:

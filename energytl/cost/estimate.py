@@ -1,13 +1,14 @@
 """Cells, reads, latency and energy of a network for one image, layer by layer and in all."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.convert import analog_layers, ideal_converters, required_layers
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (
@@ -17,7 +18,7 @@ from energytl.cost.energy import (
     row_driver_energy,
     shift_add_energy,
 )
-from energytl.cost.periphery import NOT_MODELLED, Periphery
+from energytl.cost.periphery import IDEAL_CONVERTERS, NOT_MODELLED, Periphery
 from energytl.cost.training import Activity, TrainingCost, training_cost
 
 
@@ -149,27 +150,34 @@ def estimate(
         periphery: the circuits around the arrays; None leaves them out: no total energy, latency of reads alone.
         blank: the example has the right shape but no meaning: energies are None.
 
+    Raises:
+        ValueError: for a network without analog layers, or of which the example reads none.
+
     >>> import energytl, torch
     >>> cost = estimate(energytl.convert(nn.Linear(4, 2)), torch.ones(1, 4))
     >>> cost.cells, cost.reads
     (8, 1)
     """
-    layers = analog_layers(analog)
+    layers = required_layers(analog)
     ranges = {layer: layer.input_range for layer in layers.values()}
     try:
         with inference(analog):
-            inputs, batch = _inputs(analog, example)
-            of_one = inputs
-            images = 1 if batch is None else example.shape[batch]
-            folded = any(len(layer.prepared(x)) != images for layer, several in inputs.items() for x in several)
-            if batch is not None and images > 1 and folded:
-                of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
-            return Cost(
-                tuple(
-                    _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)
-                    for name, layer in layers.items()
-                )
+            with ideal_converters(analog) if blank else nullcontext():  # their ranges may not be known yet
+                inputs, batch = _inputs(analog, example)
+                of_one, images = inputs, 1
+                if batch is not None:
+                    images = example.shape[batch]
+                    if images > 1 and any(len(layer.prepared(x)) != images for layer, x in _calls(inputs)):
+                        of_one, _ = _inputs(analog, example.narrow(batch, 0, 1))
+            if not any(inputs.values()):
+                names = ", ".join(layers)
+                raise ValueError(f"{type(analog).__name__} does not call its analog layers ({names}): nothing is read")
+            costs = tuple(
+                _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)
+                for name, layer in layers.items()
             )
+        converted = all(layer.hardware.converter is not None for layer in inputs)
+        return Cost(costs, not_modelled=NOT_MODELLED if converted else (*NOT_MODELLED, IDEAL_CONVERTERS))
     finally:
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
@@ -199,6 +207,10 @@ def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[
     return inputs, None if None in batches else 1 if 1 in batches else 0
 
 
+def _calls(inputs: dict[AnalogLayer, list[Tensor]]) -> Iterator[tuple[AnalogLayer, Tensor]]:
+    return ((layer, x) for layer, several in inputs.items() for x in several)
+
+
 def mean_cost(costs: list[Cost]) -> Cost:
     """Mean of several estimates of one network, batches of equal size: energies differ, counts do not.
 
@@ -213,7 +225,7 @@ def mean_cost(costs: list[Cost]) -> Cost:
             if field.name.startswith("energy_")
         }
         layers.append(LayerCost(**{**asdict(same[0]), **energies}))
-    return Cost(tuple(layers))
+    return Cost(tuple(layers), not_modelled=costs[0].not_modelled)
 
 
 def _layer_cost(
@@ -241,9 +253,10 @@ def _layer_cost(
         return sum(float(energy(layer, x)) / share for x, share in zip(inputs, shares, strict=True))
 
     reads = positions * hardware.read.reads(hardware.inputs)
-    read_s = hardware.cell.read_s
+    latency_s = reads * hardware.cell.read_s
     if periphery:
-        read_s += periphery.columns_per_converter * periphery.converter.conversion_s()
+        turns = positions * len(hardware.read.conversions(hardware.inputs)) * periphery.columns_per_converter
+        latency_s += turns * periphery.converter_of(hardware.converter).conversion_s()
     return LayerCost(
         name=name,
         groups=groups,
@@ -252,13 +265,13 @@ def _layer_cost(
         positions=positions,
         cells=layer.weight.numel() * hardware.mapping.cells_per_weight(hardware.weights),
         reads=reads,
-        latency_s=reads * read_s,
+        latency_s=latency_s,
         rho=float(layer.rho.detach()),
         energy_paper=None if blank else per_image(paper_energy),
         energy_cell_j=None if blank else per_image(cell_energy),
-        energy_converter_j=converter_energy(layer, reads, periphery) if periphery else None,
+        energy_converter_j=converter_energy(layer, positions, periphery) if periphery else None,
         energy_row_driver_j=row_driver_energy(layer, reads, periphery) if periphery else None,
-        energy_shift_add_j=shift_add_energy(layer, reads, periphery) if periphery else None,
+        energy_shift_add_j=shift_add_energy(layer, positions, periphery) if periphery else None,
     )
 
 

@@ -1,22 +1,29 @@
 """The circuits around an array: converters, row drivers, shift-and-add. Energies per event, times per conversion."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from energytl.allowed import COUNT, Allowed, check
+from energytl.crossbar.converter import Converter
 
 NOT_MODELLED = (
     "input buffers, bus and network on chip",
     "digital layers: normalisation, activation, pooling, softmax, products of activations in attention",
     "wire resistance, leakage, clock",
-    "rounding by the converters (costs only; accuracy is that of ideal converters)",
     "noise of reads other than the cells' fluctuation (thermal, of converters), which would bound ρ from below",
 )
 """What no number of energytl contains."""
 
+IDEAL_CONVERTERS = "rounding by the converters (hardware.converter is null: accuracy is that of ideal ones)"
+"""What accuracy does not contain without converters of its own, however many bits are priced."""
+
 ISAAC_CONVERSION_J = {4: 0.79e-12, 5: 0.99e-12, 6: 1.20e-12, 7: 1.42e-12, 8: 1.667e-12}
 
 
-class Converter(ABC):
-    """An analog-digital converter at the foot of the columns."""
+class ConverterCost(ABC):
+    """What an analog-digital converter at the foot of the columns takes; a frozen record, with its bits among them."""
+
+    bits: int
 
     @abstractmethod
     def conversion_j(self) -> float:
@@ -28,7 +35,7 @@ class Converter(ABC):
 
 
 @dataclass(frozen=True)
-class IsaacConverter(Converter):
+class IsaacConverter(ConverterCost):
     """The 32 nm successive-approximation converter of ISAAC (Shafiee, ISCA 2016); (bits + 1) ns (NeuroSim).
 
     >>> IsaacConverter(8).conversion_j()
@@ -39,6 +46,7 @@ class IsaacConverter(Converter):
 
     def __post_init__(self) -> None:
         """Refuse widths without a published energy."""
+        check(self, "converter")
         if self.bits not in ISAAC_CONVERSION_J:
             raise ValueError(f"converter.bits is {self.bits}; allowed: 4 to 8 (or use WaldenConverter)")
 
@@ -50,7 +58,7 @@ class IsaacConverter(Converter):
 
 
 @dataclass(frozen=True)
-class WaldenConverter(Converter):
+class WaldenConverter(ConverterCost):
     """A converter of energy figure-of-merit·2^bits; the default, 25 fJ a step, is the median of Murmann's survey.
 
     >>> round(WaldenConverter(4).conversion_j() * 1e15)
@@ -62,10 +70,7 @@ class WaldenConverter(Converter):
 
     def __post_init__(self) -> None:
         """Refuse what is no converter."""
-        if not 1 <= self.bits <= 24 or self.step_j <= 0:
-            raise ValueError(
-                f"converter has bits {self.bits} and step_j {self.step_j}; allowed: 1 to 24 bits, above 0 J"
-            )
+        check(self, "converter", bits=Allowed(1, 24), step_j=Allowed(0, 1, above=True, note="J"))
 
     def conversion_j(self) -> float:  # noqa: D102
         return self.step_j * 2.0**self.bits
@@ -76,29 +81,25 @@ class WaldenConverter(Converter):
 
 @dataclass(frozen=True)
 class Periphery:
-    """Arrays and what stands around them.
+    """What stands around the arrays.
 
     Attributes:
-        rows: rows of one array; more inputs than rows are split, and each part is converted.
-        columns: columns of one array; rows are driven once for each array of columns.
-        converter: energy and time of one conversion.
+        converter: energy and time of one conversion; its bits are those of `hardware.converter`, if that has any.
         columns_per_converter: columns that take turns at one converter (NeuroSim: 8).
         row_driver_j: energy of driving one row for one read, J (ISAAC: 0.417 pJ).
         shift_add_j: energy of one 16-bit shift-and-add, J (ISAAC: 0.021 pJ), one a conversion.
     """
 
-    rows: int = 128
-    columns: int = 128
-    converter: Converter = IsaacConverter()
+    converter: ConverterCost = IsaacConverter()
     columns_per_converter: int = 8
     row_driver_j: float = 0.417e-12
     shift_add_j: float = 0.021e-12
 
+    def converter_of(self, converter: Converter | None) -> ConverterCost:
+        """The cost of the converter that accuracy knows: of its bits, if it is not an ideal one."""
+        return self.converter if converter is None else replace(self.converter, bits=converter.bits)  # type: ignore[type-var]
+
     def __post_init__(self) -> None:
-        """Refuse what is no array."""
-        for name in ("rows", "columns", "columns_per_converter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"periphery.{name} is {getattr(self, name)}; allowed: 1 or more")
-        for name in ("row_driver_j", "shift_add_j"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"periphery.{name} is {getattr(self, name)}; allowed: 0 J or more")
+        """Refuse what is no periphery."""
+        drive = dict.fromkeys(("row_driver_j", "shift_add_j"), Allowed(0, 1, note="J"))
+        check(self, "periphery", columns_per_converter=COUNT, **drive)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from energytl.allowed import Allowed, check
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -25,9 +27,9 @@ class Cell:
 
     def __post_init__(self) -> None:
         """Refuse what is not a cell."""
-        for name in ("read_volt", "read_s", "g_max_siemens"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"cell.{name} is {getattr(self, name)}; allowed: above 0")
+        volt, second = Allowed(0, 1e3, above=True, note="V"), Allowed(0, 1e3, above=True, note="s")
+        siemens = Allowed(0, 1, above=True, below=True, note="siemens, not µS")
+        check(self, "cell", read_volt=volt, read_s=second, g_max_siemens=siemens)
         if not 0 <= self.g_min_siemens < self.g_max_siemens:
             raise ValueError(
                 f"cell.g_min_siemens is {self.g_min_siemens}; allowed: 0 up to g_max_siemens = {self.g_max_siemens}"

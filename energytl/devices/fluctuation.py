@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from energytl.allowed import FROM_0, SHARE, Allowed, check
+
 SIEMENS_PER_RHO = 1e-6
 
 
@@ -48,16 +50,15 @@ class Fluctuation:
 
     def __post_init__(self) -> None:
         """Refuse what is not a fluctuation."""
-        if not 0 <= self.intensity < math.inf:
-            raise ValueError(f"fluctuation.intensity is {self.intensity}; allowed: 0 or more")
-        if not 0 <= self.floor < math.inf:
-            raise ValueError(f"fluctuation.floor is {self.floor}; allowed: 0 or more")
-        if not 0 <= self.saturation <= 1:
-            raise ValueError(f"fluctuation.saturation is {self.saturation}; allowed: 0 to 1")
-        if not 0 < self.corner_siemens < math.inf:
-            raise ValueError(f"fluctuation.corner_siemens is {self.corner_siemens}; allowed: above 0 S")
-        if not 0 <= self.correlation <= 1:
-            raise ValueError(f"fluctuation.correlation is {self.correlation}; allowed: 0 to 1")
+        check(
+            self,
+            "fluctuation",
+            intensity=FROM_0,
+            floor=FROM_0,
+            saturation=SHARE,
+            corner_siemens=Allowed(0, 1, above=True, below=True, note="siemens, not µS"),
+            correlation=SHARE,
+        )
         if len(self.offsets) != len(self.probabilities) or len(set(self.offsets)) < 2:
             raise ValueError(
                 f"fluctuation.offsets {list(self.offsets)} and .probabilities {list(self.probabilities)}: "

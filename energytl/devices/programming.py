@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from energytl.allowed import Allowed, check
+
 WAN_G_MAX_SIEMENS = 40e-6
 WAN_MICROSIEMENS = {
     1: (0.348, 16.03, -43.853, 45.393, -16.815),
@@ -20,6 +22,8 @@ WAN_MICROSIEMENS = {
     172_800: (0.782, 20.274, -43.507, 37.062, -11.934),
 }
 """Coefficients c_i of σ = Σ_i c_i·(G/g_max)^i in µS, by seconds since programming, at g_max = 40 µS."""
+
+G_MAX = Allowed(0, 1, above=True, below=True, note="siemens, not µS")
 
 
 class WriteError(ABC):
@@ -50,8 +54,7 @@ class GaussianWrite(WriteError):
 
     def __post_init__(self) -> None:
         """Refuse what is no standard deviation."""
-        if not 0 <= self.std < float("inf"):
-            raise ValueError(f"error.std is {self.std}; allowed: 0 or more (share of the full range)")
+        check(self, "error", std=Allowed(0, note="share of the full range"))
 
     def program(self, u: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         return u + self.std * _normal(u, generator)
@@ -74,10 +77,10 @@ class Wan2022(WriteError):
 
     def __post_init__(self) -> None:
         """Refuse times that were not measured."""
+        check(self, "error", g_max_siemens=G_MAX)
         if self.after_s not in WAN_MICROSIEMENS:
             allowed = ", ".join(map(str, WAN_MICROSIEMENS))
             raise ValueError(f"error.after_s is {self.after_s}; allowed: {allowed} (seconds since programming)")
-        _require_g_max(self.g_max_siemens)
 
     def program(self, u: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         plus, minus = (
@@ -103,7 +106,7 @@ class Milo2021(WriteError):
 
     def __post_init__(self) -> None:
         """Refuse what is no conductance."""
-        _require_g_max(self.g_max_siemens)
+        check(self, "error", g_max_siemens=G_MAX)
 
     def program(self, u: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         plus, minus = (_achieved(g, milo_sigma(g), generator) for g in _targets(u, self.g_max_siemens))
@@ -155,8 +158,3 @@ def _achieved(target: Tensor, sigma: Tensor, generator: torch.Generator | None) 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _require_g_max(g_max_siemens: float) -> None:
-    if not 0 < g_max_siemens < 1:
-        raise ValueError(f"error.g_max_siemens is {g_max_siemens}; allowed: above 0, below 1 (siemens, not µS)")

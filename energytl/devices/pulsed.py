@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from energytl.allowed import ABOVE_0, FROM_0, SHARE, check, check_value
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -73,22 +75,15 @@ class PulsedDevice(ABC):
 
     def __post_init__(self) -> None:
         """Refuse what is no device."""
-        if not 0 < self.dw_min < float("inf"):
-            raise ValueError(f"device.dw_min is {self.dw_min}; allowed: above 0")
+        spreads = ("dw_min_spread", "up_down_spread", "upper_spread", "lower_spread", "stuck_range")
+        noises = ("cycle_noise", "write_noise", "pulse_s", "pulse_j")
+        check(self, "device", **dict.fromkeys((*spreads, *noises), FROM_0), dw_min=ABOVE_0, stuck=SHARE)
         if not self.lower < 0 < self.upper:
             raise ValueError(f"device.lower is {self.lower} and device.upper {self.upper}; allowed: lower < 0 < upper")
         if not -1 < self.up_down < 1:
             raise ValueError(
                 f"device.up_down is {self.up_down}; allowed: between -1 and 1, so that both steps are above 0"
             )
-        if not 0 <= self.stuck <= 1:
-            raise ValueError(f"device.stuck is {self.stuck}; allowed: 0 to 1")
-        for name in (
-            *("dw_min_spread", "up_down_spread", "cycle_noise", "write_noise"),
-            *("upper_spread", "lower_spread", "stuck_range", "pulse_s", "pulse_j"),
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"device.{name} is {getattr(self, name)}; allowed: 0 or more")
 
     inside = False
     """Whether mean steps never lead beyond the bounds, so that bounds need not cut between bursts."""
@@ -276,8 +271,7 @@ class SoftBoundsReference(SoftBounds):
     def __post_init__(self) -> None:
         """Refuse a negative spread."""
         super().__post_init__()
-        if not 0 <= self.reference_spread < float("inf"):
-            raise ValueError(f"device.reference_spread is {self.reference_spread}; allowed: 0 or more")
+        check_value("device.reference_spread", self.reference_spread, float, FROM_0)
 
     def reference(self, shape: tuple[int, ...], cells: Cells, generator: torch.Generator) -> Tensor:  # noqa: D102
         error = torch.randn(shape, generator=generator, device=generator.device) * self.reference_spread

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from energytl.allowed import FROM_0, check
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -20,8 +22,9 @@ class Variation:
 
     def __post_init__(self) -> None:
         """Refuse what are no standard deviations."""
-        if not self.levels or not all(0 <= value < float("inf") for value in self.levels):
-            raise ValueError(f"variation.relative is {self.relative}; allowed: 0 or more, one number or one a level")
+        check(self, "variation", relative=FROM_0)
+        if not self.levels:
+            raise ValueError("variation.relative is empty; allowed: 0 or more, one number or one a level")
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -83,7 +83,7 @@ class PulsedOptimizer(OnChipOptimizer):
                 "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
             )
         refuse_variation(layer)
-        if layer.weight_range <= SMALLEST_RANGE:
+        if layer.weight_range <= SMALLEST_RANGE and not weight.any():
             raise ValueError(
                 f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "
                 "layer's weight_range"

@@ -1,30 +1,33 @@
 """Trials as tasks of a Ray cluster: the driver suggests and records, the tasks only compute."""
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from tqdm import tqdm
+from optuna.trial import TrialState
 
-from energytl.recipe import Case, parse, said_by
+from energytl.progress import Bar
+from energytl.recipe import Case, parse
 from energytl.study.search import (
+    POLL_S,
+    Progress,
     Search,
-    begin,
-    conclude,
-    draw,
     enough,
-    next_sampler,
+    finished_before,
     prepare,
-    put_back,
+    record,
     refuse_failures,
     rivals,
+    take,
+    uninterrupted,
     wanted,
     wanted_quantities,
 )
 from energytl.study.settings import StudyError
-from energytl.study.storage import RETRIES, Worker
+from energytl.study.storage import LOST, RETRIES, Worker, put_back
 from energytl.study.trial import Outcome, Rivals, run_trial
 
 
@@ -46,11 +49,12 @@ def run_on_ray(search: Search, tasks: int | None) -> None:
     resources = ray.cluster_resources()
     gpus = 1 if resources.get("GPU") else 0
     tasks = tasks or max(1, int(resources["GPU" if gpus else "CPU"]))
-    search = replace(search, workers=tasks, heartbeat_s=0)  # Ray itself repeats the tasks of dead machines
+    search = replace(search, workers=tasks)
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
     try:
-        with search.open() as trials, Worker(search.folder) as driver:
-            begun = begin(search, trials)
+        with search.open() as trials, Worker(trials, search.command, search.heartbeat_s) as driver:
+            search.note_study()
+            begun = finished_before(trials)
             _drive(ray, remote, search, begun, trials, driver)
             refuse_failures(trials, begun)
     finally:
@@ -61,69 +65,56 @@ def _drive(
     ray: Any,  # noqa: ANN401
     remote: Any,  # noqa: ANN401
     search: Search,
-    begun: int,
+    begun: frozenset[int],
     trials: optuna.Study,
     driver: Worker,
 ) -> None:
     """Keep the cluster busy until there are enough trials."""
+    taken: list[optuna.Trial] = []
     running: dict[Any, optuna.Trial] = {}
     try:
-        with tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
+        with Bar(total=search.trials, desc=search.study.name, unit="trial") as bar:
+            progress = Progress(bar, search, trials)
             while True:
-                while len(running) < search.workers and _more(search, trials, begun):
-                    submitted = _submit(search, trials, driver, remote)
-                    if submitted is not None:
-                        running[submitted[0]] = submitted[1]
-                draw(bar, search, trials)
-                if not running:
-                    break
-                (done, *_), _ = ray.wait(list(running), num_returns=1)
-                _record(search, trials, running.pop(done), _result(ray, done))
-    except KeyboardInterrupt:
-        for trial in running.values():
-            put_back(trials, trial)
+                progress.look()
+                known = trials.get_trials(deepcopy=False)
+                ended = enough(search, known, begun)
+                if len(running) < search.workers and wanted(search, known) and not ended:
+                    with uninterrupted():
+                        taken.append(take(search, trials, driver))
+                    reference = _submit(search, trials, taken[-1], remote)
+                    if reference is not None:
+                        running[reference] = taken[-1]
+                elif running:
+                    for done in ray.wait(list(running), num_returns=1, timeout=POLL_S)[0]:
+                        with uninterrupted():
+                            record(search, trials, running.pop(done), _result(ray, done))
+                elif not ended and any(trial.state == TrialState.RUNNING for trial in known):
+                    time.sleep(min(POLL_S, search.heartbeat_s))  # of other commands
+                else:
+                    return
+    except BaseException:
+        with uninterrupted():
+            for trial in taken:
+                put_back(trials, trial)
         raise
 
 
-def _more(search: Search, trials: optuna.Study, begun: int) -> bool:
-    known = trials.get_trials(deepcopy=False)
-    return wanted(search, known) and not enough(search, known, begun)
-
-
-def _submit(
-    search: Search,
-    trials: optuna.Study,
-    driver: Worker,
-    remote: Any,  # noqa: ANN401
-) -> tuple[Any, optuna.Trial] | None:
-    """Ask for a trial and start its task; None if it needs none."""
-    next_sampler(search, trials)
-    trial = trials.ask()
-    driver.sign(trial)
+def _submit(search: Search, trials: optuna.Study, trial: optuna.Trial, remote: Any) -> Any:  # noqa: ANN401
+    """Start a trial's task; None if it needs none."""
     try:
         started = prepare(search, trials, trial, None)
+    except (*LOST, OSError):
+        raise
     except Exception as error:
-        _record(search, trials, trial, error)
+        record(search, trials, trial, error)
         return None
     if isinstance(started, Outcome):
-        _record(search, trials, trial, started)
+        record(search, trials, trial, started)
         return None
     others = rivals(search.study, trials)
     quantities = wanted_quantities(search.study.settings)
-    return remote.remote(started.name, started.as_yaml(), str(search.folder.absolute()), quantities, others), trial
-
-
-def _record(search: Search, trials: optuna.Study, trial: optuna.Trial, outcome: Outcome | Exception) -> None:
-    """Tell how a trial went."""
-    try:
-        if isinstance(outcome, Exception):
-            raise outcome
-        trials.tell(trial, conclude(search.study, trial, outcome))
-    except optuna.TrialPruned:
-        trials.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    except Exception as error:
-        trial.set_user_attr("error", said_by(getattr(error, "cause", None) or error))
-        trials.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return remote.remote(started.name, started.as_yaml(), str(search.folder.absolute()), quantities, others)
 
 
 def _result(ray: Any, reference: Any) -> Outcome | Exception:  # noqa: ANN401

@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from torch.utils.tensorboard import SummaryWriter
 
+from energytl.parser import said_by
 from energytl.report import as_png, html_figures, html_page
-from energytl.study.confirm import CONFIRMED, FRONT, read_front
+from energytl.study.confirm import CONFIRMED, FRONT, confirm_front, read_front, write_front
 from energytl.study.figures import search_figures
 from energytl.study.front import Point, front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
-from energytl.study.search import stagnates, wanted_quantities
+from energytl.study.search import STUDY, Search, stagnates, wanted_quantities
 from energytl.study.settings import Settings, StudyError, read_settings, read_varied
-from energytl.study.storage import JOURNAL, attempts, error_of, open_storage, slots
+from energytl.study.storage import DATABASE, OLD_JOURNAL, error_of, open_storage, slots
 from energytl.tables import Table, quantity
-
-STUDY = "study.yaml"
-"""The study as it ran, in the folder of the search."""
 
 CAPTIONS = {
     "front": "The front, and all other points as the trials found them, with few reads.",
@@ -56,18 +55,41 @@ class Findings:
     importances: dict[str, dict[str, float]]
 
 
+def confirmed_report(search: Search) -> str:
+    """Measure the front again, write it as recipes, and report; see `search_report`."""
+    try:
+        with _one_at_a_time(search.folder):
+            write_front(search, confirm_front(search))
+        return search_report(search.folder, search.url)
+    except OSError as error:
+        raise StudyError(
+            f"{said_by(error)}; what is finished is kept: once this is mended (a full disk has room), the same command "
+            "goes on"
+        ) from error
+
+
+def _one_at_a_time(folder: Path) -> FileLock:
+    """Commands that end together write the front and the report one after the other."""
+    return FileLock(folder / "report.lock", mode=0o666)
+
+
 def search_report(folder: Path, url: str | None = None) -> str:
     """Write report.html, PNGs, trials.csv and TensorBoard events; return the table for the terminal.
 
     Args:
         folder: of the search.
-        url: of the storage, if it is not the folder's journal file.
+        url: of the storage, if it is not the folder's SQLite file.
 
     Raises:
-        StudyError: in one line, if there is no finished trial.
+        StudyError: in one line, if there is no finished trial, or a file of the search holds something else.
     """
-    if url is None and not (folder / JOURNAL).is_file():
+    if url is None and not any((folder / name).is_file() for name in (DATABASE, OLD_JOURNAL)):
         raise StudyError(f"the trials of {folder} lie elsewhere: name the storage with --storage URL")
+    with _one_at_a_time(folder):
+        return _report(folder, url)
+
+
+def _report(folder: Path, url: str | None) -> str:
     settings = read_settings(folder / STUDY)
     folder = folder.resolve()
     with open_storage(url, folder) as storage:
@@ -78,13 +100,20 @@ def search_report(folder: Path, url: str | None = None) -> str:
     found = points(settings, known)
     if not found:
         raise StudyError(f"{folder} has no finished trial")
-    written = read_front(folder)
+    unread: list[str] = []
+    try:
+        written = read_front(settings, folder)
+    except StudyError as error:
+        written, unread = None, [str(error)]
     findings = Findings(known, found, front(found) if written is None else written, importances)
     figures = search_figures(settings, read_varied(settings), found, findings.kept, findings.importances)
     pictures = {name: as_png(figure) for name, figure in figures.items()}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    table, lines = front_table(settings, findings, written is not None), notes(settings, findings)
+    table, lines = (
+        front_table(settings, findings, written is not None),
+        [*notes(settings, findings), *unread],
+    )
     said = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     body = f"{table.as_html()}\n<ul>{said}</ul>\n{html_figures(pictures, CAPTIONS)}"
     (folder / "report.html").write_text(html_page(f"{folder.name}: search", folder.name, body), encoding="utf-8")
@@ -114,7 +143,7 @@ def notes(settings: Settings, findings: Findings) -> list[str]:
     states = Counter(trial.state for trial in counted)
     errors = {trial.number: error for trial in counted if (error := error_of(trial)) is not None}
     waiting = states[TrialState.RUNNING] + states[TrialState.WAITING]
-    repeated = sum(count > 1 for count in attempts(findings.known).values())
+    repeated = sum("killed" in trial.user_attrs for trial in counted)
     same = sum("same_as" in trial.user_attrs for trial in counted if trial.state == TrialState.COMPLETE)
     parts = [f"{len(findings.found)} measured"] + [
         f"{count} {what}"
@@ -137,7 +166,10 @@ def notes(settings: Settings, findings: Findings) -> list[str]:
         lines.append("no point keeps to the constraints, so there is no front")
     elif all(point.quartiles is not None for point in findings.kept) and settings.confirm:
         reads = settings.confirm.reads
-        lines.append(f"the front was measured again with {reads} other reads a point; its runs lie in {CONFIRMED}/")
+        lines.append(
+            f"the front was measured again with {reads} other reads a point, chosen on the images held out and told of "
+            f"test images, which no trial saw; its runs lie in {CONFIRMED}/"
+        )
     else:
         lines.append("the front was not measured again: its accuracies are the best of many and so a little too good")
     broken = sum(not point.feasible for point in findings.found)
@@ -159,10 +191,10 @@ def overhead(known: Sequence[FrozenTrial]) -> float | None:
     Each worker's time is that from its first trial's start to its last one's end; the wait for other workers at the
     end of a search is not in it. Unknown where one process tells of several at once, as on Ray.
     """
-    spans: dict[tuple[str, int], list[FrozenTrial]] = {}
+    spans: dict[str, list[FrozenTrial]] = {}
     for trial in known:
-        if trial.datetime_start and trial.datetime_complete and "seconds" in trial.user_attrs:
-            spans.setdefault(tuple(trial.user_attrs["worker"]), []).append(trial)
+        if trial.datetime_start and trial.datetime_complete and {"seconds", "worker"} <= {*trial.user_attrs}:
+            spans.setdefault(trial.user_attrs["worker"], []).append(trial)
     own = sum(trial.user_attrs["seconds"] for trials in spans.values() for trial in trials)
     if not own:
         return None
@@ -194,23 +226,31 @@ def _write_csv(settings: Settings, path: Path, findings: Findings) -> None:
     quantities = wanted_quantities(settings)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "state", "front", *quantities, *settings.vary, "seconds", "error"])
+        head = ["trial", "state", "front", *quantities, *settings.vary, "seconds", "error"]
+        writer.writerow([_plain(cell) for cell in head])
         for trial in findings.known:
             attributes = trial.user_attrs
             numbers = [attributes.get("numbers", {}).get(name, "") for name in quantities]
             values = [trial.params.get(key, "") for key in settings.vary]
             state = "surplus" if attributes.get("surplus") else trial.state.name.lower()
             chosen = "yes" if trial.number in on_front else ""
-            row = [
-                trial.number,
-                state,
-                chosen,
-                *numbers,
-                *values,
-                attributes.get("seconds", ""),
-                attributes.get("error", ""),
-            ]
-            writer.writerow(row)
+            said = [attributes.get("seconds", ""), error_of(trial) or ""]
+            writer.writerow([_plain(cell) for cell in (trial.number, state, chosen, *numbers, *values, *said)])
+
+
+def _plain(cell: object) -> object:
+    r"""A cell that no spreadsheet takes for a formula: text that begins like one has an apostrophe before it.
+
+    >>> _plain('=HYPERLINK("https://…")'), _plain("-1.5"), _plain(-1.5)
+    ('\'=HYPERLINK("https://…")', '-1.5', -1.5)
+    """
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _write_tensorboard(settings: Settings, folder: Path, findings: Findings, figures: dict[str, Figure]) -> None:

@@ -6,34 +6,38 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from energytl.analog.noise import fold
+from energytl.parser import said_by
+from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
-from energytl.recipe import Case, said_by
+from energytl.recipe import Case
 from energytl.study.front import front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Settings, Study, StudyError
 from energytl.study.storage import (
     HEARTBEAT_S,
+    LOST,
+    Lookout,
     Worker,
     error_of,
     give_up,
     open_storage,
     open_study,
-    original,
-    queue_again,
-    queue_lost,
-    revive,
+    put_back,
     slots,
+    worker_name,
 )
 from energytl.study.trial import Outcome, Rivals, run_trial
 from energytl.workers import end_with_parent, limit_threads, on_own_gpu
@@ -47,6 +51,12 @@ HASTY_FAILURES = 5
 GRACE_S = 30
 """How long interrupted workers may take to put their trials back."""
 
+SILENT_BEATS = 4
+"""After so many signs of life that did not come a worker counts as killed."""
+
+STUDY = "study.yaml"
+"""The study as it ran, in the folder of the search."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -55,10 +65,11 @@ class Search:
     Attributes:
         study: that was read.
         folder: logs/search/<study>.
-        url: of the storage; None: a journal file in the folder.
+        url: of the storage; None: an SQLite file in the folder.
         trials: how many in all.
         workers: processes on this machine.
-        heartbeat_s: between a worker's signs of life to a database.
+        heartbeat_s: between a worker's signs of life.
+        command: name of this command, unlike all others.
     """
 
     study: Study
@@ -66,13 +77,87 @@ class Search:
     url: str | None
     trials: int
     workers: int = 1
-    heartbeat_s: int = HEARTBEAT_S
+    heartbeat_s: float = HEARTBEAT_S
+    command: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @contextmanager
     def open(self) -> Iterator[optuna.Study]:
-        """The trials so far, for as long as the context lasts."""
-        with open_storage(self.url, self.folder, self.heartbeat_s) as storage:
-            yield open_study(self.study, storage)
+        """The trials so far, for as long as the context lasts.
+
+        Raises:
+            StudyError: for a storage that cannot be used or is lost, and where nothing can be written, with what to do.
+        """
+        try:
+            with open_storage(self.url, self.folder) as storage:
+                yield open_study(self.study, storage)
+        except OSError as error:
+            raise StudyError(
+                f"{said_by(error)}; what is finished is kept: once this is mended (a full disk has room), the same "
+                "command goes on"
+            ) from error
+
+    def note_study(self) -> None:
+        """Write the study as it runs beside its runs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / STUDY).write_text(self.study.as_yaml(), encoding="utf-8")
+
+
+class Progress:
+    """A search as its command sees it: a bar, and an eye on the workers.
+
+    Args:
+        bar: to draw.
+        search: that is run.
+        trials: of it.
+    """
+
+    def __init__(self, bar: Any, search: Search, trials: optuna.Study) -> None:  # noqa: ANN401
+        self._bar, self._search, self._trials = bar, search, trials
+        self._lookout = Lookout()
+        self._told: set[int] = set()
+
+    def look(self) -> None:
+        """Draw the bar, give the trials of silent workers up, and say what is waited for."""
+        search, known = self._search, self._trials.get_trials(deepcopy=False)
+        for trial, silence_s in self._lookout.silences(self._trials):
+            worker, grace_s = trial.user_attrs.get("worker"), SILENT_BEATS * search.heartbeat_s
+            if worker and search.command in worker:
+                continue  # a process of this command: it is seen to end
+            if silence_s > grace_s:
+                self.say(f"trial {trial.number} is repeated: its worker gave no sign of life for {grace_s:g} s")
+                give_up(self._trials, trial)
+                self._told.discard(trial.number)
+            elif not (wanted(search, known) or trial.number in self._told) and (
+                worker or silence_s > search.heartbeat_s
+            ):
+                self._told.add(trial.number)
+                self.say(
+                    f"waiting for trial {trial.number} of another command; without a sign of life from there for "
+                    f"{grace_s:g} s it is repeated here"
+                )
+        counted = slots(known)
+        failed = sum(error_of(trial) is not None for trial in counted)
+        stopped = sum(trial.state == TrialState.PRUNED for trial in counted)
+        self._bar.n = sum(trial.state.is_finished() for trial in counted)
+        found = points(search.study.settings, counted)
+        self._bar.set_postfix(front=len(front(found)), stopped=stopped, failed=failed)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._bar.write(line, file=sys.stderr)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the context ends."""
+    came: list[FrameType | None] = []
+    before = signal.signal(signal.SIGINT, lambda _, frame: came.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(signal.SIGINT, came[0])
 
 
 def run_search(search: Search) -> None:
@@ -81,29 +166,28 @@ def run_search(search: Search) -> None:
     Raises:
         StudyError: if nothing but failures comes out, or workers end before there are enough.
     """
-    with search.open() as trials, tqdm(total=search.trials, desc=search.study.name, unit="trial") as bar:
-        begun = begin(search, trials)
-        draw(bar, search, trials)
+    with search.open() as trials, Bar(total=search.trials, desc=search.study.name, unit="trial") as bar:
+        search.note_study()
+        progress, begun = Progress(bar, search, trials), finished_before(trials)
+        progress.look()
         if search.workers == 1:
-            for _ in work(search, 0, begun):
-                draw(bar, search, trials)
+            for _ in work(search, trials, 0, begun):
+                progress.look()
         else:
-            _run_workers(search, begun, trials, bar)
-        draw(bar, search, trials)
+            _run_workers(search, begun, trials, progress)
+        progress.look()
         refuse_failures(trials, begun)
         known = trials.get_trials(deepcopy=False)
         if wanted(search, known) and not enough(search, known, begun):
             raise StudyError("the workers have ended before there were enough trials; to go on, repeat the command")
 
 
-def begin(search: Search, trials: optuna.Study) -> int:
-    """Queue what earlier commands have left unfinished; how many trials there are."""
-    revive(trials, search.folder)
-    queue_lost(trials)
-    return len(trials.get_trials(deepcopy=False))
+def finished_before(trials: optuna.Study) -> frozenset[int]:
+    """Numbers of the trials that earlier commands have finished."""
+    return frozenset(trial.number for trial in trials.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
-def _run_workers(search: Search, begun: int, trials: optuna.Study, bar: Any) -> None:  # noqa: ANN401
+def _run_workers(search: Search, begun: frozenset[int], trials: optuna.Study, progress: Progress) -> None:
     """Start the workers, and replace those that are killed."""
     processes = multiprocessing.get_context("spawn")
     running = {index: processes.Process(target=_worker, args=(search, index, begun)) for index in range(search.workers)}
@@ -113,7 +197,6 @@ def _run_workers(search: Search, begun: int, trials: optuna.Study, bar: Any) -> 
     try:
         while running:
             time.sleep(POLL_S)
-            draw(bar, search, trials)
             for index, process in list(running.items()):
                 if process.is_alive():
                     continue
@@ -121,10 +204,14 @@ def _run_workers(search: Search, begun: int, trials: optuna.Study, bar: Any) -> 
                 if process.exitcode and process.exitcode < 0:
                     killed += 1
                     name = signal.Signals(-process.exitcode).name
-                    bar.write(f"worker {index} was killed ({name}); its trial is repeated", file=sys.stderr)
+                    progress.say(f"worker {index} was killed ({name}); its trial is repeated")
+                    for trial in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                        if trial.user_attrs.get("worker") == worker_name(search.command, process.pid or 0):
+                            give_up(trials, trial)
                     if killed <= 2 * search.workers:
                         running[index] = processes.Process(target=_worker, args=(search, index, begun))
                         running[index].start()
+            progress.look()
     except KeyboardInterrupt:
         _end(list(running.values()))
         raise
@@ -132,8 +219,9 @@ def _run_workers(search: Search, begun: int, trials: optuna.Study, bar: Any) -> 
 
 def _end(processes: list[Any]) -> None:
     """Wait for interrupted workers; a terminal interrupts them with their parent, others do not."""
+    end = time.monotonic() + 2
     for process in processes:
-        process.join(2)
+        process.join(max(0.0, end - time.monotonic()))
     for process in processes:
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGINT)
@@ -142,112 +230,117 @@ def _end(processes: list[Any]) -> None:
         process.kill()
 
 
-def _worker(search: Search, index: int, begun: int) -> None:
+def _worker(search: Search, index: int, begun: frozenset[int]) -> None:
     """One of several processes."""
     end_with_parent()
     quiet_libraries()
     limit_threads(search.workers)
     try:
-        for _ in work(search, index, begun):
-            pass
+        with search.open() as trials:
+            for _ in work(search, trials, index, begun):
+                pass
     except KeyboardInterrupt:
         sys.exit(1)
-    except (StudyError, OSError) as error:
+    except StudyError as error:
         print(f"\nworker {index}: {said_by(error)}", file=sys.stderr)
         sys.exit(1)
 
 
-def work(search: Search, index: int, begun: int) -> Iterator[None]:
-    """Run trials until there are enough, or the hypervolume stagnates; yields after each.
+def work(search: Search, trials: optuna.Study, index: int, begun: frozenset[int]) -> Iterator[None]:
+    """Run trials until there are enough, or the hypervolume stagnates; yields after each, and while others run.
 
     Args:
         search: to work on.
+        trials: of it.
         index: of this worker, for its share of devices.
-        begun: how many trials there were when the command began.
+        begun: numbers of the trials that were finished when the command began.
     """
-    with search.open() as trials, Worker(search.folder) as worker:
+    with Worker(trials, search.command, search.heartbeat_s) as worker:
         while True:
-            revive(trials, search.folder)
             known = trials.get_trials(deepcopy=False)
             if enough(search, known, begun):
                 return
             if wanted(search, known):
-                next_sampler(search, trials)
                 _run_next(search, trials, worker, index)
-                yield
             elif any(trial.state == TrialState.RUNNING for trial in known):
-                time.sleep(POLL_S)  # its worker may be killed yet
+                time.sleep(min(POLL_S, search.heartbeat_s))  # its worker may be killed yet
             else:
                 return
+            yield
 
 
-def next_sampler(search: Search, trials: optuna.Study) -> None:
-    """A new sampler for the next trial: one worker's suggestions are those of the study's seed, however interrupted."""
-    seeds = [search.study.settings.seed, len(slots(trials.get_trials(deepcopy=False)))]
+def take(search: Search, trials: optuna.Study, worker: Worker) -> optuna.Trial:
+    """The next trial, one that waits or a new one, signed by its worker.
+
+    One worker's suggestions are those of the study's seed and the trial's number, however interrupted.
+    """
+    known = trials.get_trials(deepcopy=False)
+    waiting = [number for number, trial in enumerate(slots(known)) if trial.state == TrialState.WAITING]
+    seeds = [search.study.settings.seed, waiting[0] if waiting else len(slots(known))]
     if search.workers > 1 or search.url is not None:  # workers that ask at the same time must not get the same
         place = hashlib.sha256(f"{os.uname().nodename} {os.getpid()}".encode()).digest()
         seeds.append(int.from_bytes(place[:4], "big"))
     trials.sampler = search.study.sampler(fold(*seeds) % 2**32)
+    trial = trials.ask()
+    worker.sign(trial)
+    return trial
 
 
 def _run_next(search: Search, trials: optuna.Study, worker: Worker, index: int) -> None:
-    """Take a trial, run it, and tell how it went.
+    """Take a trial, run it, and tell how it went; what interrupts it puts it back.
 
     Raises:
-        OSError: where the place to write is to blame, not the trial, which is queued again.
+        OSError: where the place to write is to blame, not the trial.
     """
     mine: list[optuna.Trial] = []
-    to_blame: list[OSError] = []
-
-    def objective(trial: optuna.Trial) -> tuple[float, ...]:
-        started = prepare(search, trials, trial, index)
-        if isinstance(started, Case):
-            others = rivals(search.study, trials)
-            started = run_trial(started, search.folder, wanted_quantities(search.study.settings), others)
-        return conclude(search.study, trial, started)
-
-    def recorded(trial: optuna.Trial) -> tuple[float, ...]:
-        mine.append(trial)
-        worker.sign(trial)
-        started = time.monotonic()
-        try:
-            return objective(trial)
-        except optuna.TrialPruned:
-            raise
-        except OSError as error:
-            to_blame.append(error)
-            raise
-        except Exception as error:
-            trial.set_user_attr("error", said_by(error))
-            trial.set_user_attr("seconds", time.monotonic() - started)
-            raise
-
     try:
-        trials.optimize(recorded, n_trials=1, catch=(Exception,))
-    except KeyboardInterrupt:
-        for trial in mine:
-            put_back(trials, trial)
+        with uninterrupted():
+            mine.append(take(search, trials, worker))
+        outcome = _outcome(search, trials, mine[0], index)
+        with uninterrupted():
+            record(search, trials, mine[0], outcome)
+    except UpdateFinishedTrialError:
+        return  # others took this worker for dead, and were quicker
+    except BaseException:
+        with uninterrupted():
+            for trial in mine:
+                put_back(trials, trial)
         raise
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-        if not any(trials.get_trials(deepcopy=False)[trial.number].state == TrialState.FAIL for trial in mine):
-            raise
-        return  # given up by others, who took this worker for dead
-    if to_blame:
-        put_back(trials, mine[0])
-        raise to_blame[0]
 
 
-def put_back(trials: optuna.Study, trial: optuna.Trial) -> None:
-    """Queue a trial that was interrupted."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _outcome(search: Search, trials: optuna.Study, trial: optuna.Trial, index: int) -> Outcome | Exception:
+    """What a trial found out, or what it raised; Ctrl-C stops it in training, but never in the middle of a write."""
+    started = time.monotonic()
     try:
-        frozen = trials.get_trials(deepcopy=False)[trial.number]
-        if frozen.state == TrialState.RUNNING:
-            give_up(trials, frozen)
-        elif frozen.state == TrialState.FAIL:
-            queue_again(trials, frozen)
-    finally:
-        signal.signal(signal.SIGINT, before)
+        with uninterrupted():
+            case, others = prepare(search, trials, trial, index), rivals(search.study, trials)
+        if isinstance(case, Outcome):
+            return case
+        return run_trial(case, search.folder, wanted_quantities(search.study.settings), others)
+    except (*LOST, UpdateFinishedTrialError, OSError):
+        raise
+    except Exception as error:
+        trial.set_user_attr("seconds", time.monotonic() - started)
+        return error
+
+
+def record(search: Search, trials: optuna.Study, trial: optuna.Trial, outcome: Outcome | Exception) -> None:
+    """Tell how a trial went; nothing if others took its worker for dead: its next attempt finds what it has run."""
+    if trials._storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
+        return
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        trials.tell(trial, conclude(search.study, trial, outcome), TrialState.COMPLETE)
+    except optuna.TrialPruned:
+        trials.tell(trial, state=TrialState.PRUNED)
+    except UpdateFinishedTrialError:
+        return
+    except (*LOST, OSError):
+        raise
+    except Exception as error:
+        trial.set_user_attr("error", said_by(getattr(error, "cause", None) or error))  # Ray keeps a task's error there
+        trials.tell(trial, state=TrialState.FAIL)
 
 
 def prepare(search: Search, trials: optuna.Study, trial: optuna.Trial, index: int | None) -> Case | Outcome:
@@ -266,8 +359,7 @@ def prepare(search: Search, trials: optuna.Study, trial: optuna.Trial, index: in
         RecipeError: if the recipe does not take the values.
     """
     known = trials.get_trials(deepcopy=False)
-    frozen = known[trial.number]
-    if original(frozen) == frozen.number and len(slots(known[: trial.number])) >= search.trials:
+    if len(slots(known[: trial.number])) >= search.trials:
         trial.set_user_attr("surplus", True)
         raise optuna.TrialPruned
     values = search.study.suggest(trial)
@@ -279,7 +371,7 @@ def prepare(search: Search, trials: optuna.Study, trial: optuna.Trial, index: in
             return Outcome(dict(earlier.user_attrs.get("numbers", {})), [], 0.0)
         if earlier.state == TrialState.FAIL and "error" in earlier.user_attrs:
             raise RuntimeError(f"as trial {earlier.number}: {earlier.user_attrs['error']}")
-    case = search.study.case(f"{original(frozen):04d}", values)
+    case = search.study.case(f"{trial.number:04d}", values)
     return case if index is None else on_own_gpu(case, index)
 
 
@@ -322,7 +414,7 @@ def wanted(search: Search, known: list[FrozenTrial]) -> bool:
     return any(trial.state == TrialState.WAITING for trial in known) or len(slots(known)) < search.trials
 
 
-def enough(search: Search, known: list[FrozenTrial], begun: int) -> bool:
+def enough(search: Search, known: list[FrozenTrial], begun: frozenset[int]) -> bool:
     """Whether the hypervolume stagnates, or nothing but failures has come out since the command began."""
     return _nothing_but_failures(known, begun) or stagnates(search.study.settings, known)
 
@@ -339,7 +431,7 @@ def stagnates(settings: Settings, known: list[FrozenTrial]) -> bool:
     return history[before] > 0 and history[-1] - history[before] <= rule.gain * history[-1]
 
 
-def refuse_failures(trials: optuna.Study, begun: int) -> None:
+def refuse_failures(trials: optuna.Study, begun: frozenset[int]) -> None:
     """Raise if there is nothing to show.
 
     Raises:
@@ -356,18 +448,8 @@ def refuse_failures(trials: optuna.Study, begun: int) -> None:
         )
 
 
-def _nothing_but_failures(known: list[FrozenTrial], begun: int) -> bool:
-    """Whether several trials have failed since so many were there, and none has not."""
-    finished = [trial for trial in known[begun:] if trial.state.is_finished() and not trial.user_attrs.get("surplus")]
-    failed = [trial for trial in finished if "error" in trial.user_attrs]
-    return len(failed) >= HASTY_FAILURES and not any(trial.state != TrialState.FAIL for trial in finished)
-
-
-def draw(bar: Any, search: Search, trials: optuna.Study) -> None:  # noqa: ANN401
-    """Show how far the search is."""
-    known = slots(trials.get_trials(deepcopy=False))
-    found = points(search.study.settings, known)
-    failed = sum(error_of(trial) is not None for trial in known)
-    stopped = sum(trial.state == TrialState.PRUNED for trial in known)
-    bar.n = sum(trial.state.is_finished() for trial in known)
-    bar.set_postfix(front=len(front(found)), stopped=stopped, failed=failed)
+def _nothing_but_failures(known: list[FrozenTrial], begun: frozenset[int]) -> bool:
+    """Whether several trials have failed since the command began, and none has not."""
+    finished = [trial for trial in slots(known) if trial.state.is_finished() and trial.number not in begun]
+    failed = [trial for trial in finished if error_of(trial)]
+    return len(failed) >= HASTY_FAILURES and len(failed) == len(finished)

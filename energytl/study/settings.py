@@ -1,17 +1,22 @@
 """What a study file holds, and how it is read: a base recipe, what varies, the objectives and their bounds."""
 
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from optuna import Trial
 from optuna.samplers import BaseSampler
+from torch import nn
 
-from energytl.recipe import Case, RecipeError, merge, nested, one_line, read
+from energytl import strict_yaml
+from energytl.allowed import COUNT, SEED, check
+from energytl.analog.convert import analog_layers, convert
+from energytl.optim.on_chip import OnChipOptimizer
+from energytl.parser import one_line, parse, said_by
+from energytl.recipe import Case, Recipe, RecipeError, merge, nested, read
 from energytl.study.quantities import QUANTITIES
 
 
@@ -37,12 +42,7 @@ class Range:
 
     def __post_init__(self) -> None:
         """Refuse an empty range."""
-        for name in ("low", "high", "step"):
-            value = getattr(self, name)
-            if value is None and name == "step":
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}; a number is wanted (YAML: 1.0e-3, not 1e-3)")
+        check(self)
         if not self.low < self.high:
             raise ValueError(f"the range from {self.low} to {self.high} is empty; low must be below high")
         if self.log and not self.low > 0:
@@ -109,6 +109,7 @@ class Bound:
 
     def __post_init__(self) -> None:
         """Refuse what bounds nothing."""
+        check(self)
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a constraint wants either at_least or at_most")
 
@@ -144,6 +145,7 @@ class Stagnation:
 
     def __post_init__(self) -> None:
         """Refuse to stop at once."""
+        check(self, "stop")
         if self.trials < 1 or not 0 <= self.gain < 1:
             raise ValueError(f"stop has trials {self.trials} and gain {self.gain}; allowed: 1 or more, 0 up to 1")
 
@@ -165,6 +167,7 @@ class Hopeless:
 
     def __post_init__(self) -> None:
         """Refuse shares and margins that mean nothing."""
+        check(self, "hopeless")
         if not 0 < self.share <= 1 or not 0 <= self.margin < 1 or self.least < 1:
             raise ValueError("hopeless: allowed are share above 0 up to 1, margin 0 up to 1, least 1 or more")
 
@@ -183,6 +186,7 @@ class Confirmation:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
+        check(self, "confirm", reads=COUNT)
         if self.reads < 1 or not 0 <= self.near < 1:
             raise ValueError(f"confirm has reads {self.reads} and near {self.near}; allowed: 1 or more, 0 up to 1")
 
@@ -223,6 +227,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse objectives and constraints that do not exist."""
+        check(self, trials=COUNT, seed=SEED)
         known = ", ".join(QUANTITIES)
         for name in (*self.objectives, *self.constraints):
             if name not in QUANTITIES:
@@ -303,7 +308,10 @@ class Study:
         if len(cases) > 1:
             named = ", ".join(case.name for case in cases)
             raise RecipeError(f"{self.base} has several cases; choose one with `case`: {named}")
-        return Case(name, cases[0].settings)
+        settings = cases[0].settings
+        if settings.evaluation is not None:
+            settings.evaluation.searched = True
+        return Case(name, settings)
 
     def as_yaml(self) -> str:
         """The study with all defaults, and the command line's overrides."""
@@ -368,11 +376,11 @@ def read_varied(settings: Settings) -> dict[str, Range | Choice]:
 
 def _parsed(path: Path) -> tuple[Namespace, Settings, dict[str, Range | Choice]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.read(path)
     except FileNotFoundError as error:
         raise StudyError(f"study {path} not found") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"study {path} cannot be read: {one_line(error, parser())}") from error
+        raise StudyError(f"study {path} cannot be read: {said_by(error)}") from error
     if not isinstance(content, dict):
         raise StudyError(f"study {path} is not a mapping of settings")
     try:
@@ -380,13 +388,12 @@ def _parsed(path: Path) -> tuple[Namespace, Settings, dict[str, Range | Choice]]
         for name, value in of_the_recipe.items():
             if not isinstance(value, dict):
                 raise ValueError(f"{name} must map keys of the recipe to values")
-        parsed = parser().parse_args(["--config", yaml.safe_dump(content)])
-        parsed.pop("config", None)
+        parsed = parse(parser(), yaml.safe_dump(content))
         made = parser().instantiate(parsed)
         settings = Settings(**vars(made), **of_the_recipe)
         return parsed, settings, read_varied(settings)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise StudyError(f"{path}: {one_line(error, parser())}") from error
+    except Exception as error:  # a user's sampler may raise anything
+        raise StudyError(f"{path}: {one_line(error, parser(), Settings)}") from error
 
 
 def _varied(key: str, values: Any) -> Range | Choice:  # noqa: ANN401
@@ -400,25 +407,38 @@ def _varied(key: str, values: Any) -> Range | Choice:  # noqa: ANN401
                 raise ValueError(f"{values} is no range; allowed: low, high, and log or step")
             return Range(**values)
         raise ValueError(f"{values!r} does not vary; a list of values or {{low, high, log, step}} is wanted")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"vary.{key}: {error}") from error
 
 
 def _check(path: Path, study: Study) -> None:
     """Build the recipe with the ends of each range and every choice, so that no trial fails for a wrong setting."""
     lists = {key: varied.examples for key, varied in study.varied.items()}
+    late = [name for name in (*study.settings.objectives, *study.settings.constraints) if name.startswith("training")]
     for number in range(max(map(len, lists.values()))):
         values = {key: examples[min(number, len(examples) - 1)] for key, examples in lists.items()}
         try:
             case = study.case(study.name, values)
-            case.build()
-        except RecipeError as error:
-            raise StudyError(f"{path}, with {_shown(values)}: {error}") from error
+            recipe = case.build()
+            if late and not _trains_on_chip(recipe):
+                raise StudyError(f"{late[0]} is searched, but nothing trains on the chip: set train.optimizer")
+        except (RecipeError, ValueError, TypeError) as error:
+            raise StudyError(f"{path}, with {_shown(values)}: {said_by(error)}") from error
     resolved = case.resolved()
     if study.settings.hopeless and (resolved.get("evaluation") or {}).get("max_drop") is not None:
         raise StudyError(f"{path}: hopeless needs evaluation.max_drop: null; set it in settings, or hopeless: null")
     if not resolved.get("evaluation"):
         raise StudyError(f"{path}: the recipe has evaluation: null, so that no accuracy is measured")
+
+
+def _trains_on_chip(recipe: Recipe) -> bool:
+    """Whether the recipe's own training is one whose energy and time are known."""
+    if recipe.train is None:
+        return False
+    network = convert(nn.Sequential(nn.Linear(2, 2)), recipe.hardware, seed=0)
+    for layer in analog_layers(network).values():
+        layer.input_range = 1.0  # any: nothing is calibrated yet
+    return isinstance(recipe.train.optimizer(network.parameters()), OnChipOptimizer)
 
 
 def _shown(values: dict[str, Any]) -> str:

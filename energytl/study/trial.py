@@ -95,7 +95,7 @@ class Watch(Callback):
             return
         network = pl_module.network
         assert isinstance(network, nn.Module)
-        result: Result = {"accuracy_median": float(trainer.callback_metrics["val/accuracy"])}
+        result: Result = {QUANTITIES["accuracy"].key: float(trainer.callback_metrics["val/accuracy"])}
         result |= cost_numbers(price(network, self.recipe.data, 1, self.recipe))
         names = ("accuracy", *self.rivals.costs)
         losses = [QUANTITIES[name].loss(QUANTITIES[name].of(result)) for name in names]

@@ -30,7 +30,7 @@ from energytl import (
     to_digital,
 )
 from energytl.analog.convert import unchanging
-from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
+from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
 from energytl.analog.quantize import best_range
 from energytl.devices.variation import Variation
 
@@ -223,7 +223,7 @@ def test_training_the_analog_network_trains_the_digital_one(small, images):
     analog(images).square().sum().backward()
     optimizer.step()
     assert not torch.equal(small[5].weight, before)
-    assert float(analog[5].log_rho.detach()) != pytest.approx(torch.log(torch.tensor(3.0)).item())
+    assert float(analog[5].rho.detach()) != pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -268,11 +268,11 @@ def test_rho_and_ranges_travel_with_the_state_dict(small, images, assign):
     with torch.no_grad():
         analog[0].log_rho.fill_(0.123)
         analog[0].weight_range, analog[5].input_range = 0.456, 0.789
-    other = convert(copy.deepcopy(small), Hardware(rho=99.0), seed=0).eval()
+    other = convert(copy.deepcopy(small), Hardware(rho=79.0), seed=0).eval()
     nn.init.normal_(other[5].weight)
     other.load_state_dict(saved_and_loaded(analog.state_dict()), assign=assign)
     for ours, theirs in zip(analog_layers(analog).values(), analog_layers(other).values(), strict=True):
-        assert torch.equal(ours.log_rho, theirs.log_rho)
+        assert torch.equal(ours.rho, theirs.rho)
         assert theirs.log_rho.requires_grad
         assert (ours.weight_range, ours.input_range) == (theirs.weight_range, theirs.input_range)
     analog[0].noise.reseed(1)
@@ -390,7 +390,7 @@ def test_configure_sets_rho_everywhere(small):
 def test_configure_sets_rho_after_training():
     analog = convert(nn.Linear(4, 2), Hardware(rho=7.0))
     with torch.no_grad():
-        analog.log_rho.fill_(0.0)
+        analog.log_rho.fill_(1.0)
     configure(analog, rho=7.0)
     assert float(analog.rho.detach()) == pytest.approx(7.0)
 
@@ -408,12 +408,59 @@ def test_unknown_fields_are_refused(small):
         configure(convert(small), speed=3)
 
 
-def test_calibration_takes_the_mean_of_the_batches_best_ranges(small, images):
-    analog = convert(small, Hardware(inputs=InputFormat(4), computation=Noiseless()))
-    batches = [images, 5 * images, -2 * images]
+@pytest.mark.parametrize("bits", [4, 12])
+def test_calibration_takes_the_best_range_of_all_batches_together(small, images, bits):
+    analog = convert(small, Hardware(inputs=InputFormat(bits), computation=Noiseless()))
+    batches = [images, 5 * images, 0 * images, -2 * images, images[:0], images[:1]]
     calibrate(analog, batches)
-    assert analog[0].input_range == pytest.approx(sum(best_range(batch, 15) for batch in batches) / 3)
+    together = torch.cat([analog[0].prepared(batch).flatten() for batch in batches])
+    assert analog[0].input_range == pytest.approx(best_range(together, 2**bits - 1))
     assert analog[5].input_range is not None
+    assert analog[0].calibration is None
+
+
+def test_a_blank_first_batch_does_not_round_away_what_later_layers_see():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4, bias=False)), 1e-3 * torch.rand(64, 8)
+    analog = convert(net, Hardware(computation=Noiseless()))
+    expected = [layer.input_range for layer in calibrate(analog, [x])]
+    assert [layer.input_range for layer in calibrate(analog, [0 * x, x])] == expected
+    assert expected[1] < 1e-2
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 8, bias=False)
+
+    def forward(self, x):
+        return torch.cat([self.head(0.001 * x), self.head(x), self.head(x.flip(0)[:3])])
+
+
+@pytest.mark.parametrize("bits", [3, 8, 16])
+def test_a_layer_that_is_called_often_is_calibrated_for_all_it_sees(bits):
+    torch.manual_seed(0)
+    x = torch.rand(64, 64)
+    analog = calibrate(convert(Twice(), Hardware(inputs=InputFormat(bits), computation=Noiseless())), [x, 2 * x])
+    seen = torch.cat([part.flatten() for y in (x, 2 * x) for part in (0.001 * y, y, y.flip(0)[:3])])
+    assert analog.head.input_range == pytest.approx(best_range(seen, 2**bits - 1))
+
+
+def test_calibration_by_the_outputs_keeps_a_bounded_number_of_samples(monkeypatch):
+    monkeypatch.setattr("energytl.analog.layers.MOST_SAMPLES", 600)
+    torch.manual_seed(0)
+    layer, batches = nn.Linear(8, 4), torch.randn(8, 256, 8)
+    analog = convert(layer, Hardware(weights=WeightFormat(3, range_by="outputs"), computation=Noiseless()))
+    kept = []
+    original = Calibration.add
+
+    def add(self, *arguments):
+        original(self, *arguments)
+        kept.append(sum(part.shape[2] for part in self.columns))
+
+    monkeypatch.setattr(Calibration, "add", add)
+    calibrate(analog, batches)
+    assert max(kept) <= 600 and kept[-1] > 256
 
 
 def test_calibration_leaves_no_traces(small, images):

@@ -20,7 +20,6 @@ from energytl import (
 )
 from energytl.analog import fused, fused_noise, read
 from energytl.analog.mapping import read_variance
-from energytl.analog.noise import NoiseStream
 
 LAYERS = {
     "3x3": (lambda: nn.Conv2d(8, 16, 3, padding=1), (64, 8, 24, 24)),
@@ -84,7 +83,7 @@ def test_large_reads_have_the_mean_and_the_deviation_of_the_law(layer, hardware,
     mean, variance, scale, floor, *_ = seen
     expected, deviation = law(network, x)
     torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-5)
-    found = (variance.double() * scale + floor).sqrt()
+    found = (variance.double() + floor).sqrt() * scale
     assert float((found / deviation - 1).abs().max()) < 0.005
     assert float((found / deviation - 1).square().mean().sqrt()) < 0.002
 
@@ -101,9 +100,9 @@ def test_large_reads_are_normal_about_the_law(layer):
 
 
 def with_unit_noise(mean, variance, scale, floor, generator, wants_slope):
-    deviation = (variance.float() * scale + floor).sqrt()
-    mean.add_(deviation)
-    return (0.5 / deviation).to(variance.dtype)
+    deviation = (variance.float() + floor).sqrt()
+    mean.add_(scale * deviation)
+    return (0.5 * scale / deviation).to(variance.dtype)
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
@@ -111,7 +110,7 @@ def with_unit_noise(mean, variance, scale, floor, generator, wants_slope):
 def test_gradients_of_large_reads_are_those_of_small_ones(layer, hardware, monkeypatch):
     network, x = layer_and_input(layer, hardware)
     monkeypatch.setattr(read, "add_normal_", with_unit_noise)
-    monkeypatch.setattr(NoiseStream, "normal", lambda self, like: torch.ones_like(like))
+    monkeypatch.setattr(read, "normal_like", lambda like, generator: torch.ones_like(like))
     found = []
     for large in (fused.LARGE, math.inf):
         monkeypatch.setattr(fused, "LARGE", large)

@@ -23,6 +23,7 @@ from energytl import (
     convert,
     to_digital,
 )
+from energytl.analog.noise import normal_like
 from energytl.devices.fluctuation import sample_states
 
 pytestmark = [
@@ -125,11 +126,11 @@ def test_without_fluctuation_a_read_is_the_product_of_rounded_numbers(layer, sch
         torch.testing.assert_close(ours, theirs)
 
 
-def deviations_of_cells(weight, cell_range, log_rho, mapping):
+def deviations_of_cells(weight, cell_range, rho, mapping):
     """Standard deviations of a read, in units of the weight, of the cells of each weight: (C, *weight.shape)."""
 
     def amplitude(magnitude):
-        return magnitude * (0.0015 + 0.5 / (1 + log_rho.exp() * magnitude / 0.33)) * cell_range
+        return magnitude * (0.0015 + 0.5 / (1 + rho * magnitude / 0.33)) * cell_range
 
     unit = weight / cell_range
     if not isinstance(mapping, BitCells):
@@ -171,22 +172,24 @@ def test_moments_and_gradients_are_those_of_the_plain_composition(layer, scheme,
 
     step, cell_range, held = 0.8 / 31, network.weight_range, correlation > 0 and LAYERS[layer][2] > 1
     inputs, weight = rounded(x, 0.8, 31), rounded(digital.weight, cell_range, 15)
-    cells = deviations_of_cells(weight, cell_range, network.log_rho, mapping)
+    cells = deviations_of_cells(weight, cell_range, network.rho, mapping)
     no_bias = None if digital.bias is None else torch.zeros_like(digital.bias)
     variance = functional_call(
         digital,
         parameters_of(digital, cells.square().sum(0), no_bias),
         variance_of_inputs(inputs, step, scheme, correlation, held),
     )
-    smallest = deviations_of_cells(torch.tensor(cell_range / 15), cell_range, network.log_rho.detach(), OneCell())
+    smallest = deviations_of_cells(torch.tensor(cell_range / 15), cell_range, network.rho.detach(), OneCell())
     floor = 1e-4 * (smallest * step).square() + 1e-30
     network.noise.reseed(5)
     read = found.detach().reshape(-1, *found.shape[-3:]) if isinstance(digital, nn.Conv2d) else found.detach()
     last = torch.channels_last if isinstance(digital, nn.Conv2d) else torch.contiguous_format  # as it is computed
-    spread = (variance + floor).sqrt() * network.noise.normal(read.contiguous(memory_format=last)).reshape(found.shape)
+    generator = network.noise.generator(x.device)
+    normal = normal_like(read.contiguous(memory_format=last), generator).reshape(found.shape)
+    spread = (variance + floor).sqrt() * normal
     expected = functional_call(digital, parameters_of(digital, weight), inputs) + spread
     if held:
-        states = sample_states((len(x), *cells.shape), noise, network.noise.generator(x.device))
+        states = sample_states((len(x), *cells.shape), noise, generator)
         deviations = correlation**0.5 * (states * cells).sum(1) * weight.sign()
         expected = expected + torch.cat(
             [

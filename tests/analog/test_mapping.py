@@ -146,7 +146,7 @@ def test_a_range_in_root_mean_squares_holds_for_rounded_weights_too(bits):
     assert float(WeightFormat(bits, range_rms=2.5).full_ranges(matrix, grid)) == pytest.approx(2.5 * rms)
     assert float(WeightFormat(None).full_ranges(matrix, None)) == pytest.approx(3 * rms)
     assert float(WeightFormat(5).full_ranges(matrix, 15)) == pytest.approx(best_range(weight, 15))
-    with pytest.raises(ValueError, match="range_rms is 0; allowed: above 0, or null"):
+    with pytest.raises(ValueError, match="range_rms is 0; allowed: above 0 up to 1000, or null"):
         WeightFormat(bits, range_rms=0)
 
 

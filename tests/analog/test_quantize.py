@@ -1,7 +1,10 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
-from energytl.analog.quantize import best_range, bit_count, bit_power, fake_quantize, round_to_integers
+from energytl.analog import quantize
+from energytl.analog.quantize import Seen, best_range, bit_count, bit_power, fake_quantize, round_to_integers
 
 
 def all_integers(bits):
@@ -82,7 +85,7 @@ def test_best_range_of_many_values_samples_rows_and_channels_alike():
     found = rounding_errors(values, best_range(values, 15), 15)
     best = min((rounding_errors(values, largest * i / 50, 15) for i in range(1, 51)), key=lambda error: error.mean())
     excess = found - best
-    assert float(excess.mean()) <= 5 * float(excess.std()) / 4096**0.5  # 4,096 values are sampled
+    assert float(excess.mean()) <= 5 * float(excess.std()) / quantize.SAMPLED**0.5
 
 
 def test_best_range_scales_with_the_values():
@@ -99,3 +102,60 @@ def test_values_on_the_levels_are_kept():
     values = torch.arange(-15.0, 16.0) / 8
     assert best_range(values, 15) == 15 / 8
     assert torch.equal(fake_quantize(values, 15 / 8, 15), values)
+
+
+KINDS = {
+    "normal": lambda count: torch.randn(count, generator=torch.Generator().manual_seed(0)),
+    "heavy tails": lambda count: torch.randn(count, generator=torch.Generator().manual_seed(0)).pow(3),
+    "mostly one": lambda count: (torch.rand(count, generator=torch.Generator().manual_seed(0)) * 2).clamp(max=1.0),
+    "one outlier": lambda count: torch.cat(
+        [torch.rand(count - 1, generator=torch.Generator().manual_seed(0)) * 0.01, torch.ones(1)]
+    ),
+}
+
+
+def error_in(values, full_range, levels):
+    """Mean square error of rounding."""
+    return float((fake_quantize(values.double(), full_range, levels) - values.double()).square().mean())
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 12, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_many_values_a_range_errs_no_more_than_that_of_any_fraction(kind, bits):
+    values, levels = KINDS[kind](300_000), 2**bits - 1
+    largest = float(values.abs().max())
+    least = min(error_in(values, largest * i / 50, levels) for i in (1, 2, 3, 5, 8, 12, 20, 30, 40, 45, 48, 49, 50))
+    # the error of an even sample of n squares is off by their spread over √n; of uniform rounding that is √0.8 of it
+    assert error_in(values, best_range(values, levels), levels) <= least * (1 + 5 * (0.8 / quantize.SAMPLED) ** 0.5)
+
+
+def test_every_bit_halves_the_error_of_many_bits():
+    values = KINDS["normal"](300_000)
+    errors = [error_in(values, best_range(values, 2**bits - 1), 2**bits - 1) ** 0.5 for bits in range(12, 17)]
+    assert all(now < 0.55 * before for before, now in pairwise(errors))
+
+
+@pytest.mark.parametrize("parts", [1, 7, 100])
+def test_what_is_seen_in_parts_is_seen_as_a_whole(parts):
+    values = KINDS["heavy tails"](100_000)
+    seen = Seen()
+    for part in values.tensor_split(parts):
+        seen.add(part)
+    for levels in (3, 255, 65_535):
+        chosen = error_in(values, seen.best_range(levels), levels)
+        assert chosen <= error_in(values, best_range(values, levels), levels) * (1 + 10 / quantize.SAMPLED**0.5)
+    assert len(seen._sample) <= 2 * quantize.SAMPLED and len(seen._largest) <= quantize.LARGEST
+
+
+def test_few_large_values_are_not_lost_among_many_small_ones():
+    seen = Seen()
+    for number in range(40):
+        seen.add(torch.full((20_000,), 1e-3) if number else torch.linspace(0, 1, 200))
+    assert seen.best_range(65_535) == 1.0
+
+
+def test_a_range_of_any_float_type():
+    values = KINDS["normal"](1000).double()
+    for unit in (2.0**-300, 2.0**300):
+        assert best_range(values * unit, 15) == best_range(values, 15) * unit
+    assert best_range((values * 60).half(), 15) == best_range((values * 60).half().float(), 15)

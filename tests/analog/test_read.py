@@ -16,6 +16,7 @@ from energytl import (
     BitCells,
     BitSerialRead,
     BitSlices,
+    Cell,
     DifferentialPair,
     Exact,
     Fluctuation,
@@ -333,12 +334,21 @@ def test_frozen_states_have_the_law_of_reads_that_correlate_fully(layer, assert_
 
 @every_layer
 def test_frozen_states_are_held_within_a_batch_and_drawn_anew_for_the_next(layer):
-    image = digital_and_image(layer)[1]
-    network = analog(layer, Frozen())
-    first, second = (network(torch.stack([image] * 3)) for _ in range(2))
-    assert torch.equal(first[0], first[1])
-    assert torch.equal(first[0], first[2])
-    assert not torch.equal(first, second)
+    image = digital_and_image(layer)[1].double()
+    network = copy.deepcopy(analog(layer, Frozen())).double()
+    digital = copy.deepcopy(digital_and_image(layer)[0]).double()
+    with torch.no_grad():
+        first, second = (network(torch.stack([image] * 3)) for _ in range(2))
+        # a product's rows may be summed in any order: |sum − Σ| ≤ n·ε·Σ|terms| (Higham 2002, eq. 4.4), a read is ≤ 2|w|
+        bounds = {
+            name: 2 * parameter.abs().amax().expand_as(parameter) for name, parameter in digital.named_parameters()
+        }
+        terms = digital.weight[0].numel() + 1
+        bound = (
+            2 * terms * torch.finfo(torch.float64).eps * functional_call(digital, bounds, image.abs().unsqueeze(0))[0]
+        )
+    assert ((first - first[0]).abs() <= bound).all()
+    assert ((first - second).abs() > bound).any(0).all()
 
 
 def test_a_chip_is_the_same_in_every_call_and_under_every_seed():
@@ -416,6 +426,9 @@ def test_outputs_beside_full_scale_ones_stay_finite(scheme):
         (lambda: Hardware(rho=0.0), r"hardware\.rho is 0\.0; allowed: above 0"),
         (lambda: Hardware(rho=-1.0), r"hardware\.rho is -1\.0; allowed: above 0"),
         (lambda: Hardware(rho=float("nan")), r"hardware\.rho is nan; allowed: above 0"),
+        (lambda: Hardware(rho=1e5), r"hardware\.rho is 100000; allowed: up to 82 µS, where .* window"),
+        (lambda: Hardware(cell=Cell(g_max_siemens=17e-6)), r"hardware\.rho is 10; allowed: up to 9 µS"),
+        (lambda: configure(convert(nn.Linear(2, 2)), rho=83.0), r"hardware\.rho is 83; allowed: up to 82 µS"),
     ],
 )
 def test_what_is_no_hardware_is_refused_by_name(make, message):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from energytl import (
+    Arrays,
     BitCells,
     BitSerialRead,
     Cell,
@@ -268,18 +269,19 @@ def test_the_number_of_reads_is_unknown_before_the_first():
 @every_layer
 @every_mapping
 def test_periphery_counts_every_array_that_a_layer_is_cut_into(layer, mapping, rows, columns):
-    network, _ = analog_and_inputs(layer, mapping=mapping)
-    periphery = Periphery(rows, columns, WaldenConverter(6, 3e-15), row_driver_j=5e-13, shift_add_j=7e-14)
+    network, _ = analog_and_inputs(layer, mapping=mapping, arrays=Arrays(rows, columns))
+    periphery = Periphery(WaldenConverter(6, 3e-15), row_driver_j=5e-13, shift_add_j=7e-14)
     groups, inputs, outputs = LAYERS[layer][2]
     cells, sensed = {OneCell(): (1, 1), DifferentialPair(): (2, 1), BitCells(): (5, 4)}[mapping]
     converted = driven = 0
     for _group in range(groups):
-        for first_row in range(0, inputs, rows):
+        together = rows - rows % network.channel_rows or rows  # no channel is cut where a whole one fits
+        for first_row in range(0, inputs, together):
             converted += outputs * sensed  # each array of rows gives currents of its own
             for _first_column in range(0, outputs * cells, columns):
-                driven += min(rows, inputs - first_row)  # each array of columns has its rows driven
+                driven += min(together, inputs - first_row)  # each array of columns has its rows driven
     reads = 11
-    assert conversions(network, reads, periphery) == reads * converted
+    assert conversions(network, reads) == reads * converted
     assert converter_energy(network, reads, periphery) == pytest.approx(reads * converted * 64 * 3e-15)
     assert shift_add_energy(network, reads, periphery) == pytest.approx(reads * converted * 7e-14)
     assert row_driver_energy(network, reads, periphery) == pytest.approx(reads * driven * 5e-13)
@@ -287,4 +289,4 @@ def test_periphery_counts_every_array_that_a_layer_is_cut_into(layer, mapping, r
 
 def test_more_bits_of_a_weight_take_more_conversions():
     network, _ = analog_and_inputs("linear", mapping=BitCells(), weights=WeightFormat(8))
-    assert conversions(network, 1, Periphery()) == 3 * 7
+    assert conversions(network, 1) == 3 * 7

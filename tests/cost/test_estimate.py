@@ -6,6 +6,7 @@ from torch import nn
 from torchvision import models
 
 from energytl import (
+    Arrays,
     BitCells,
     BitSerialRead,
     Cell,
@@ -25,7 +26,7 @@ from energytl import (
     estimate,
 )
 from energytl.cost.energy import cell_energy, paper_energy
-from energytl.cost.estimate import Cost, mean_cost
+from energytl.cost.estimate import mean_cost
 from energytl.devices import presets
 from energytl.models import SideBySide
 from energytl.optim import CTTv2, PulsedSGD
@@ -212,10 +213,6 @@ def test_inputs_of_other_types_are_estimated(dtype):
     assert estimate(network, torch.ones(2, 6, dtype=dtype)).energy_paper > 0
 
 
-def test_an_empty_network_costs_nothing():
-    assert estimate(nn.Flatten(), torch.zeros(1, 2)) == Cost(())
-
-
 def equal_runs(runs, **hardware):
     """As many networks of the same weights, converted and calibrated, and their inputs, the same for all."""
     digital, random = SideBySide(features=8, classes=2, runs=runs), torch.Generator().manual_seed(0)
@@ -230,8 +227,8 @@ def equal_runs(runs, **hardware):
 @pytest.mark.parametrize("scheme", [SingleRead(), BitSerialRead()], ids=repr)
 @pytest.mark.parametrize("rows", [3, 128])
 def test_one_of_several_runs_costs_what_a_network_of_its_own_does(mapping, scheme, rows):
-    periphery = Periphery(rows=rows)
-    several, one = (estimate(*equal_runs(runs, mapping=mapping, read=scheme), periphery) for runs in (4, 1))
+    hardware = {"mapping": mapping, "read": scheme, "arrays": Arrays(rows=rows)}
+    several, one = (estimate(*equal_runs(runs, **hardware)) for runs in (4, 1))
     assert several.cells == 4 * one.cells
     found = several.of_one(4)
     assert found.numbers() == pytest.approx(one.numbers(), rel=1e-5)

@@ -2,10 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 from optuna.study import create_study
 from optuna.trial import create_trial
 
+from energytl.study.confirm import told
 from energytl.study.front import Point, front, hypervolumes, point
 
 
@@ -59,3 +61,33 @@ def test_points_carry_the_quantities_of_their_objectives_and_constraints(study):
     assert point(settings, 3, {}, numbers).losses == (-0.9, 2.0)
     assert not point(settings, 3, {}, numbers).feasible
     assert point(settings, 3, {}, numbers | {"latency": 1e-6}).feasible
+
+
+def test_what_is_told_of_the_front_is_not_the_luck_by_which_it_was_chosen(study):
+    settings = study(objectives=["accuracy", "energy_paper"]).settings
+    generator = np.random.default_rng(0)
+    lucky, honest = [], []
+    for _ in range(100):
+        energies = generator.uniform(1.0, 2.0, 30)
+        chosen_by, tested = (0.9 + 0.005 * generator.standard_normal(30) for _ in range(2))  # all are equally good
+        measured = [
+            point(settings, number, {}, {"accuracy": float(accuracy), "energy_paper": float(energy)})
+            for number, (accuracy, energy) in enumerate(zip(chosen_by, energies, strict=True))
+        ]
+        kept = front(measured)
+        result = {"accuracy_q25": 0.8, "accuracy_q75": 1.0}
+        again = [told(one, result | {"accuracy_median": tested[one.number]}) for one in kept]
+        assert [one.losses for one in again] == [one.losses for one in kept]
+        lucky.append(np.mean([one.numbers["accuracy"] for one in kept]) - 0.9)
+        honest.append(np.mean([one.numbers["accuracy"] for one in again]) - 0.9)
+    error = np.std(honest) / 10
+    assert abs(np.mean(honest)) < 5 * error
+    assert np.mean(lucky) > 5 * error
+
+
+def test_a_point_without_accuracy_is_told_as_it_is(study):
+    settings = study(objectives=["latency", "energy_paper"]).settings
+    measured = point(settings, 3, {}, {"latency": 1.0, "energy_paper": 2.0})
+    again = told(measured, {"accuracy_median": 0.9, "accuracy_q25": 0.8, "accuracy_q75": 1.0})
+    assert again.numbers == measured.numbers
+    assert again.quartiles == (0.8, 1.0)

@@ -1,5 +1,7 @@
 """What a study file may hold, and what it says of mistakes."""
 
+import math
+
 import pytest
 import yaml
 from optuna import create_study
@@ -32,11 +34,23 @@ def test_ends_of_ranges_and_all_choices_are_checked_against_the_recipe(study):
             "vary.hardware.rho: the range from 2.0 to 1.0 is empty",
         ),
         ({"vary": {"hardware.rho": {"low": 0.0, "high": 1.0, "log": True}}}, "with log it must be above 0"),
-        ({"vary": {"hardware.rho": {"low": "1e-3", "high": 1.0}}}, "a number is wanted (YAML: 1.0e-3, not 1e-3)"),
+        (
+            {"vary": {"hardware.rho": {"low": "small", "high": 1.0}}},
+            "vary.hardware.rho: low is 'small'; allowed: a number",
+        ),
+        (
+            {"vary": {"hardware.rho": {"low": 0.1, "high": 1.0, "log": "no"}}},
+            "vary.hardware.rho: log is 'no'; allowed: true or false",
+        ),
+        (
+            {"vary": {"hardware.rho": {"low": 0.1, "high": math.inf}}},
+            "vary.hardware.rho: high is inf; allowed: a finite",
+        ),
+        ({"constraints": {"accuracy": {"at_least": math.nan}}}, "at_least is nan; allowed: a number"),
         ({"vary": {"hardware.rho": {"from": 1, "to": 2}}}, "is no range; allowed: low, high, and log or step"),
         ({"vary": {"hardware.rho": 1.0}}, "does not vary; a list of values or {low, high, log, step} is wanted"),
         ({"vary": {"hardware.rho": [1.0]}}, "leaves no choice"),
-        ({"vary": {"hardware.roh": [1.0, 2.0]}}, "does not accept option 'roh'"),
+        ({"vary": {"hardware.roh": [1.0, 2.0]}}, "unknown key roh"),
         ({"vary": {"hardware.rho": [1.0, -2.0]}}, "hardware.rho is -2.0"),
         ({"vary": {}}, "vary is empty"),
         ({"constraints": {"accuracy": {}}}, "either at_least or at_most"),
@@ -50,6 +64,30 @@ def test_ends_of_ranges_and_all_choices_are_checked_against_the_recipe(study):
         ({"constraints": {"accuracy": {"at_least": 90}}}, "accuracy is 90.0; allowed: above 0 up to 1"),
         ({"constraints": {"latency": {"at_most": 0}}}, "constraints.latency is 0.0; allowed: above 0"),
         ({"objectives": ["accuracy", "training_energy"], "hopeless": {}}, "hopeless cannot judge training_energy"),
+        (
+            {"objectives": ["accuracy", "training_energy"]},
+            "training_energy is searched, but nothing trains on the chip",
+        ),
+        (
+            {"constraints": {"training_latency": {"at_most": 1.0}}, "settings": {"train": None}},
+            "training_latency is searched, but nothing trains on the chip",
+        ),
+        (
+            {
+                "objectives": ["accuracy", "training_energy"],
+                "settings": {"hardware.weights.bits": None},
+                "vary": {
+                    "train.optimizer": [
+                        {
+                            "class_path": "energytl.optim.CTTv2",
+                            "init_args": {"lr": 0.1, "device": "energytl.devices.presets.reram_om"},
+                        },
+                        {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+                    ]
+                },
+            },
+            "nothing trains on the chip: set train.optimizer",
+        ),
         ({"recipe": "cases.yaml"}, "has several cases; choose one with `case`: one, two"),
     ],
 )
