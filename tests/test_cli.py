@@ -261,7 +261,7 @@ def test_weights_used_without_calling_their_layer_are_refused(recipe, tmp_path, 
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert cli.main(["check", str(recipe), "--network", "my_shortcut.Net"]) == 2
-    assert "b would stay digital" in one_line(capsys)
+    assert "b.weight (multiplied with inputs, but not by a Linear" in one_line(capsys)
 
 
 def test_a_module_beside_the_recipe_is_found(recipe, tmp_path):

@@ -25,6 +25,7 @@ from energytl import (
     to_digital,
     why_digital,
 )
+from energytl.analog.memory_format import has_channels_last, lay_out_channels_last, runs_channels_last
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FINE = Hardware(weights=WeightFormat(16, range_by="max"), inputs=InputFormat(16), computation=Noiseless())
@@ -116,6 +117,28 @@ def test_outputs_lie_in_memory_as_torchs(inputs, weights_last, columns):
     for mode in (torch.enable_grad, torch.no_grad):
         with mode():
             assert convert(layer, hardware)(x).stride() == layer(x).stride()
+
+
+class Flattens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x).view(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("network", "runs"), [(Flattens(), False), (nn.Conv2d(1, 2, 3), True), (nn.Linear(4, 2), False)]
+)
+def test_what_runs_in_channels_last_is_told_from_what_flattens_by_view(network, runs):
+    assert runs_channels_last(network, (4,) if isinstance(network, nn.Linear) else (1, 6, 6)) == runs
+    if runs:
+        x, analog = torch.rand(2, 1, 6, 6), convert(network, FINE)
+        expected = analog(x)
+        lay_out_channels_last(analog)
+        assert has_channels_last(analog(x))
+        torch.testing.assert_close(copy.deepcopy(analog)(x), expected)
 
 
 def test_new_weights_get_their_range():
