@@ -209,7 +209,7 @@ def test_a_full_disk_is_said_and_leaves_whole_files(recipe, tmp_path, monkeypatc
         (["--data", "energytl.data.MNIST", "--data.root", "nowhere"], "data.root nowhere holds no readable MNIST"),
         (["--case", "D"], "--case: no case 'D'; there are: traditional, A+B+C"),
         (["--hardware.rho", "-1"], "hardware.rho is -1.0"),
-        (["--train.epochs", "0"], "epochs is 0; allowed: 1 or more (or no training: null)"),
+        (["--train.epochs", "0"], "epochs is 0; allowed: 1 to 1000000"),
         (["--seed", "-1"], "seed is -1; allowed: 0 to"),
         (["--trainer.accelerator", "tpu"], "trainer: "),
         (["--objective.hints=[layer9]", "--objective.hint_weight=1"], "layer9 is no module of the network; allowed: "),

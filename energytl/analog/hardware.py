@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from energytl.allowed import SEED, check
+from energytl.allowed import Allowed, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
 from energytl.crossbar.arrays import Arrays
@@ -49,7 +49,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Refuse a ρ that is no energy coefficient, and what does not go together."""
-        check(self, "hardware", chip=SEED)
+        check(self, "hardware", chip=Allowed(0, 2**63 - 1))
         window = self.cell.largest_rho
         if not 0 < self.rho <= window * ROUNDING:
             raise ValueError(
