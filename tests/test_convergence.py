@@ -40,12 +40,12 @@ def result(crossings, seed=0, images=(0, 100, 200, 300, 400), **changes):
 
 @pytest.mark.parametrize("target", [0.0, 1.5, -0.1])
 def test_a_target_is_a_share(target):
-    with pytest.raises(ValueError, match=r"convergence.target is .*; allowed: above 0 up to 1, as 0.94"):
+    with pytest.raises(ValueError, match=r"convergence.target is .*; allowed: above 0 up to 1 \(as 0\.94\)"):
         Convergence(target)
 
 
 def test_a_window_has_a_measurement():
-    with pytest.raises(ValueError, match=r"convergence.window is 0; allowed: 1 or more"):
+    with pytest.raises(ValueError, match=r"convergence.window is 0; allowed: 1 to 1000000"):
         Convergence(0.9, window=0)
     assert Convergence(1.0) == Convergence(1.0, window=1)
 
@@ -301,5 +301,5 @@ def test_an_experiment_none_of_whose_runs_starts_there_is_left_out():
 
 @pytest.mark.parametrize("start", [(0.8, 0.6), (-0.1, 0.5), (0.5, 1.1)])
 def test_a_range_of_starts_is_two_rising_shares(start):
-    with pytest.raises(ValueError, match=r"convergence.start is .*; allowed: two fractions, as \[0.6, 0.8\]"):
+    with pytest.raises(ValueError, match=r"convergence\.start is .*; allowed: (two fractions|0 to 1)"):
         Convergence(0.9, start=start)

@@ -9,7 +9,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 from torch import nn
 
-from energytl import Hardware, Noiseless, analog_layers, configure, convert
+from energytl import Hardware, Noiseless, analog_layers, convert
 from energytl.cost.estimate import estimate
 from energytl.evaluation import quartiles
 from energytl.frontier import NEAR, OWN_BEST, ROUND, ROUNDS, STEP, Curve, RhoScale, search, trace
@@ -108,8 +108,9 @@ def test_a_factor_scales_every_rho_until_its_window_is_full(analog):
     assert math.exp(scale.highest) == pytest.approx(FULL / 2, rel=1e-5)
 
 
-def test_a_rho_beyond_its_window_is_lowered_but_not_raised(analog):
-    configure(analog, rho=2 * FULL)
+def test_a_rho_that_training_took_beyond_its_window_is_lowered_but_not_raised(analog):
+    for layer in analog_layers(analog).values():
+        nn.init.constant_(layer.log_rho, math.log(2 * FULL / layer.rho_start))
     scale = RhoScale(analog)
     assert scale.highest == 0
     scale.set(math.log(2))
