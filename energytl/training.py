@@ -117,7 +117,7 @@ def train(
                 file = done / "training.json"
                 found = complete(read_json(file), file, ("energy_unit", "history", "measured", "finished"))
                 tell(case.name, f"training {len(weights)} on analog hardware", done, found["finished"])
-                take_over(analog, load_tensors(done / "network.pt", "trained network"), done / "network.pt")
+                take_over(analog, load_tensors(done / "network.pt", "kept training"), done / "network.pt")
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one
                     for name, layer in analog_layers(analog).items():
                         nn.init.constant_(layer.log_rho, math.log(rho[name] / layer.rho_start))

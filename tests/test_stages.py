@@ -465,12 +465,12 @@ def test_a_stage_with_a_network_of_its_own(run):
             {"stages": {"a": sgd() | {"objective": {"energy_weight": [0, 1]}}}},
             "objective.energy_weight of a stage is one number",
         ),
-        ({"pretrain": sgd() | {"data": reduced()}}, "pretrain: the network does not take images of shape (80, 1, 1)"),
+        ({"pretrain": sgd() | {"data": reduced()}}, "pretrain: the network Sequential does not take images of shape (80, 1, 1)"),
         (
             {"stages": {"a": sgd(), "b": sgd() | {"data": of("test_stages.Halves")}}},
-            "b: the network gives (10,) numbers for an image; the data has 5 classes",
+            "b: the network Sequential gives (10,) numbers for an image; the data has 5 classes",
         ),
-        ({"stages": {"a": sgd() | {"network": network(classes=5)}}}, "a: the network gives (5,) numbers for an image"),
+        ({"stages": {"a": sgd() | {"network": network(classes=5)}}}, "a: the network Sequential gives (5,) numbers for an image"),
         (
             {"stages": {"a": sgd() | {"network": network(hidden=7, classes=5), "data": of("test_stages.Halves")}}},
             "Sequential has no parameter in common, by name and shape",
