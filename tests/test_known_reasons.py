@@ -119,10 +119,10 @@ REASONS = {
     "gradients overwritten": ({"network": "known.InPlace"}, "modified by an inplace operation"),
     "no optimizer": ({"train.optimizer": "known.no_optimizer"}, "no_optimizer"),
     "an optimizer of sparse gradients": ({"train.optimizer": "torch.optim.SparseAdam"}, "SparseAdam does not support"),
-    "a schedule that ends": ({"train.scheduler": CYCLE, "train.epochs": 5}, "Tried to step"),
+    "a schedule that ends": ({"train.scheduler": CYCLE, "train.epochs": 5}, "scheduler.total_steps of OneCycleLR is 1"),
     "a schedule that ends in pre-training": (
         {"pretrain": {"epochs": 5, "scheduler": CYCLE}},
-        "pretrain: Tried to step",
+        "pretrain: scheduler.total_steps of OneCycleLR is 1",
     ),
     "a pre-training's optimizer": (
         {"pretrain": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "nesterov": True}}}},
@@ -186,7 +186,7 @@ def test_known_reasons_are_named_by_check(check, name):
         {"data": of("OneLeft")},
         {"evaluation": {"reads": 2, "top": [9], "images": 20, "exact_images": 20}},
         {"trainer.limit_train_batches": 1, "trainer.val_check_interval": 1},
-        {"train.scheduler": {**CYCLE, "init_args": {"max_lr": 0.1, "total_steps": 2}}},
+        {"train.scheduler": {**CYCLE, "init_args": {"max_lr": 0.1, "total_steps": 3}}, "train.epochs": 3},
     ],
     ids=str,
 )
