@@ -299,8 +299,6 @@ def _make_folders(out: Path, recipe: Path, cases: list[str]) -> None:
         RecipeError: if the report's files or the runs would have the place of others.
     """
     folder = out / recipe.stem
-    if recipe.stem in (KEPT, "search"):
-        raise RecipeError(f"{folder} is the place of other files than {recipe}'s runs: give the recipe another name")
     for name in ("summary.json", "report.html"):
         if (folder / name).is_dir():
             raise RecipeError(f"{folder / name} is a folder, but the report's file: remove it, or set another --out")

@@ -78,7 +78,7 @@ def test_a_place_that_cannot_take_the_report_is_found_before_anything_trains(rec
     trained = recipe.with_name("trained.yaml")
     trained.write_text(recipe.read_text())
     assert cli.main(["run", str(trained), "--out", str(tmp_path)]) == 2
-    assert "give the recipe another name" in capsys.readouterr().err
+    assert "trained.yaml: a folder called trained lies beside those of recipes" in capsys.readouterr().err
 
 
 def failing(error):
