@@ -205,16 +205,23 @@ def _run_workers(search: Search, begun: frozenset[int], trials: optuna.Study, pr
                     killed += 1
                     name = signal.Signals(-process.exitcode).name
                     progress.say(f"worker {index} was killed ({name}); its trial is repeated")
-                    for trial in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                        if trial.user_attrs.get("worker") == worker_name(search.command, process.pid or 0):
-                            give_up(trials, trial)
+                    _give_up_of(search, trials, process)
                     if killed <= 2 * search.workers:
                         running[index] = processes.Process(target=_worker, args=(search, index, begun))
                         running[index].start()
             progress.look()
     except KeyboardInterrupt:
         _end(list(running.values()))
+        for process in running.values():  # one may have been killed just before
+            _give_up_of(search, trials, process)
         raise
+
+
+def _give_up_of(search: Search, trials: optuna.Study, process: Any) -> None:  # noqa: ANN401
+    """Give up the trial of a worker that has ended without."""
+    for trial in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("worker") == worker_name(search.command, process.pid or 0):
+            give_up(trials, trial)
 
 
 def _end(processes: list[Any]) -> None:
