@@ -142,20 +142,6 @@ def tell(case: str, what: str, folder: Path, finished: str) -> None:
     print(f"{case}: {what} is taken from {folder}, trained {finished}", file=sys.stderr)
 
 
-def complete(content: Any, file: Path, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
-    """What a kept file holds, which must have all these parts.
-
-    Raises:
-        RecipeError: in one line that names the file.
-    """
-    missing = [name for name in names if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise RecipeError(
-            f"kept training {file} has no {', '.join(missing)}: remove its folder, and it is trained again"
-        )
-    return dict(content)
-
-
 def take_over(network: nn.Module, state: dict[str, Any], file: Path) -> None:
     """Give a network the kept weights, all and no others.
 

@@ -24,7 +24,7 @@ from energytl.analog.read import Computation
 from energytl.callbacks import History
 from energytl.classifier import Classifier
 from energytl.data import ImageData
-from energytl.kept_trainings import before_fit, complete, digest, now, only_one, take_over, tell
+from energytl.kept_trainings import before_fit, digest, now, only_one, take_over, tell
 from energytl.models import what_fits
 from energytl.optim.on_chip import Cells
 from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
@@ -79,7 +79,7 @@ def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:
                 rank_zero_only(write_tensors)(done, content | {"finished": now()})
                 if several_processes():
                     torch.distributed.barrier()  # the others load what the first one writes
-        found = complete(load_tensors(done, "kept training"), done, KEPT_PARTS)
+        found = load_tensors(done, "kept training", KEPT_PARTS)
         if is_kept:
             tell(case.name, name, folder, found["finished"])
         if stage.network is None:

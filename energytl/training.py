@@ -32,7 +32,7 @@ from energytl.callbacks import (
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
 from energytl.data import ImageData
-from energytl.kept_trainings import analog_settings, complete, digest, now, only_one, take_over, tell
+from energytl.kept_trainings import analog_settings, digest, now, only_one, take_over, tell
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.origin import described
 from energytl.progress import TrainingBar, watched
@@ -114,8 +114,7 @@ def train(
         activities: list[Activity] = []
         with only_one(done) if recipe.share_training else nullcontext():
             if recipe.share_training and (done / "training.json").is_file():
-                file = done / "training.json"
-                found = complete(read_json(file), file, ("energy_unit", "history", "measured", "finished"))
+                found = read_json(done / "training.json", ("energy_unit", "history", "measured", "finished"))
                 tell(case.name, f"training {len(weights)} on analog hardware", done, found["finished"])
                 take_over(analog, load_tensors(done / "network.pt", "kept training"), done / "network.pt")
                 if not any(weights):  # nothing trained ρ: whoever kept the network may have had another one

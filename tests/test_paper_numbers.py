@@ -67,4 +67,4 @@ def test_resnet20_has_its_published_accuracy(packed_data, data_root):
     case = read(RECIPES / "cifar10_resnet20.yaml", overrides)[0]
     recipe = prepare(case, needs_data=True)
     (accuracy,) = top_accuracies(digital_ranks(recipe.network, recipe.data.test_dataloader(), "")[None])
-    assert round(100 * accuracy, 2) == 91.73
+    assert abs(100 * accuracy - 91.73) < 0.015  # of one of 10,000 images processors may round the logits otherwise
