@@ -138,7 +138,7 @@ def test_files_that_are_none_of_torch_say_what_they_are(tmp_path, name):
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old format"])
-@pytest.mark.parametrize("function", [exec, os.system, Path.touch], ids=str)
+@pytest.mark.parametrize("function", [exec, os.system, Path.touch], ids=lambda function: function.__name__)
 def test_a_payload_never_runs(tmp_path, function, new_format):
     ran = tmp_path / "ran"
     argument = {exec: f"open({str(ran)!r}, 'w').close()", os.system: f"touch {ran}", Path.touch: ran}[function]
