@@ -8,7 +8,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cache, cached_property
+from contextlib import contextmanager
+from functools import cache, cached_property, wraps
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -45,11 +46,38 @@ SAMPLED_IMAGES = 8
 """Images that stand for all of a data set that is neither tensors nor files."""
 
 
-class SeededLoader(DataLoader[Any]):
+class LazyLoader(DataLoader[Any]):
+    """Draws nothing, and starts no worker, before the first batch is asked for.
+
+    Lightning makes an iterator before the epoch is known, and its random numbers begin.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+@contextmanager
+def lazy_training(data: LightningDataModule) -> Iterator[None]:
+    """While it is open, the training loader of a data module, a user's own as well, is a lazy one."""
+
+    @wraps(data.train_dataloader)
+    def train_dataloader() -> Any:  # noqa: ANN401
+        loader = type(data).train_dataloader(data)
+        if isinstance(loader, DataLoader) and not isinstance(loader, LazyLoader):
+            loader.__class__ = type(type(loader).__name__, (LazyLoader, type(loader)), {})
+        return loader
+
+    data.train_dataloader = train_dataloader  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del data.train_dataloader
+
+
+class SeededLoader(LazyLoader):
     """Batches whose order, and what workers draw, depend on the seed, the sampler's epoch and its part alone.
 
-    Nothing is drawn, and no worker starts, before the first batch is asked for: an iterator may be made before the
-    epoch is known, as Lightning does. torch's global generator is left alone.
+    torch's global generator is left alone.
 
     Args:
         settings: of torch's DataLoader.

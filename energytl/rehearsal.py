@@ -53,7 +53,7 @@ def refuse_test_images(data: ImageData, evaluation: Evaluation) -> None:
 
 
 def refuse_trainer(settings: dict[str, Any], epochs: int, batches: int, convergence: bool) -> None:
-    """Refuse limits of Lightning's Trainer that leave nothing to train or to measure.
+    """Refuse limits of Lightning's Trainer that leave nothing to train or to measure, and weights in float16.
 
     Args:
         settings: of the trainer.
@@ -70,6 +70,11 @@ def refuse_trainer(settings: dict[str, Any], epochs: int, batches: int, converge
         batches = min(batches, limit)
     elif limit is not None:
         batches = int(batches * limit)
+    if settings["precision"] == "16-true":
+        raise ValueError(
+            "trainer.precision is 16-true: in float16 small updates of weights are lost, and Adam divides by 0; "
+            "allowed: 16-mixed, bf16-mixed, bf16-true, 32, 64"
+        )
     if batches < 1:
         raise ValueError(f"trainer.limit_train_batches is {limit}; allowed: what leaves a batch, or null for all")
     if isinstance(interval, int) and interval > batches and every is not None:

@@ -5,6 +5,7 @@ later runs that start from the same ones do not repeat them.
 """
 
 import copy
+import warnings
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers, calibrate, configure, convert
-from energytl.analog.hardware import Hardware
+from energytl.analog.hardware import ROUNDING, Hardware
 from energytl.analog.memory_format import lay_out_channels_last, runs_channels_last
 from energytl.analog.noise import fold
 from energytl.analog.programming import program_
@@ -27,6 +28,7 @@ from energytl.data import ImageData
 from energytl.kept_trainings import before_fit, digest, now, only_one, take_over, tell
 from energytl.models import what_fits
 from energytl.optim.on_chip import Cells
+from energytl.quiet import EnergytlWarning
 from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
 from energytl.results import Result, write_tensors
 from energytl.training import Row, fit, load_tensors, load_weights, several_processes
@@ -55,9 +57,16 @@ class Start:
         """Give a converted network with the weights all that goes on besides them."""
         if self.state is not None:
             analog.load_state_dict(self.state)
+        beyond: dict[str, float] = {}
         for name, layer in analog_layers(analog).items():
             if name in self.rho:
-                layer.configure(rho=min(float(self.rho[name]), layer.hardware.cell.largest_rho))  # cells hold no more
+                trained, largest = float(self.rho[name]), layer.hardware.cell.largest_rho
+                layer.configure(rho=min(trained, largest))
+                beyond |= {name: trained} if trained > largest * ROUNDING else {}
+        if beyond:
+            found = ", ".join(f"{trained:.4g} of {name or 'network'}" for name, trained in beyond.items())
+            text = f"ρ was trained to {found}, more than the next hardware's cells hold: it goes on from their largest"
+            warnings.warn(text, EnergytlWarning, stacklevel=2)
 
 
 def before_training(case: Case, recipe: Recipe, kept: Path) -> Start:

@@ -31,7 +31,7 @@ from energytl.callbacks import (
 )
 from energytl.classifier import Classifier
 from energytl.cost.training import Activity
-from energytl.data import ImageData
+from energytl.data import ImageData, lazy_training
 from energytl.kept_trainings import analog_settings, digest, now, only_one, take_over, tell
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.origin import described
@@ -257,7 +257,7 @@ def fit(
             *callbacks,
         ],
     )
-    with _own_types(module.network):
+    with _own_types(module.network), lazy_training(data):
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except SystemExit as error:  # what Lightning makes of Ctrl-C

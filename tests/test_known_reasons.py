@@ -141,6 +141,7 @@ REASONS = {
         {"trainer.val_check_interval": 100},
         "val_check_interval is 100; allowed: at most 2",
     ),
+    "weights in float16": ({"trainer.precision": "16-true"}, "trainer.precision is 16-true"),
     "no batches": ({"trainer.limit_train_batches": 0.1}, "limit_train_batches is 0.1"),
     "bare bones": ({"trainer.barebones": True}, "trainer: "),
     "an accelerator that is not there": ({"trainer.accelerator": "tpu"}, "trainer: "),

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Callback
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
 from energytl import Hardware, WeightFormat, calibrate, convert
@@ -47,6 +47,13 @@ class Few(Digits):
         return Augmented(x[::40], labels[::40]), TensorDataset(test_x[::8], test_labels[::8])
 
 
+class OwnLoader(Few):
+    """A user's loader of the usual kind, which knows nothing of seeds."""
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, self.batch_size, shuffle=True, num_workers=self.workers)
+
+
 class Killed(Exception):
     pass
 
@@ -68,13 +75,13 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(array_module, "fused", lambda function, *_: function)  # compiling takes longer than all this
     numbers = itertools.count()
 
-    def trained(kind="digital", workers=0, kill=None, folder=None, schedule=None, epochs=3, **trainer):
+    def trained(kind="digital", workers=0, kill=None, folder=None, schedule=None, epochs=3, own=Few, **trainer):
         torch.manual_seed(0)
         path = tmp_path / "recipe.yaml"
         quiet = {"accelerator": "cpu", "enable_progress_bar": False}
         content = {"network": "energytl.models.mlp", "data": "energytl.data.Digits", "trainer": quiet | trainer}
         path.write_text(yaml.safe_dump(content))
-        data = Few(batch_size=32, workers=workers)
+        data = own(batch_size=32, workers=workers)
         data.setup()
         network = nn.Sequential(
             nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 10)
@@ -112,6 +119,11 @@ def test_dropout_and_augmentation_go_on_as_in_the_unbroken_run(train, kind):
 @pytest.mark.parametrize("kind", ["digital", "chip"])
 def test_so_does_the_order_of_images_that_workers_load(train, kind):
     assert_resumes(train, kind=kind, workers=2, epochs=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_does_the_order_of_a_users_own_loader(train, workers):
+    assert_resumes(train, own=OwnLoader, workers=workers, epochs=2)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from energytl.cli import main
 from energytl.data import Digits
 from energytl.evaluation import run_accuracies
 from energytl.optim import array as array_module
+from energytl.quiet import EnergytlWarning
 from energytl.recipe import Case, RecipeError, read
 from energytl.run import prepare, run_case
 from energytl.stages import before_training, freeze
@@ -440,6 +441,14 @@ def test_rho_goes_on_through_a_stage_that_leaves_it(run):
     assert [sorted(found["rho"]) for found in kept] == [["2", "4"], [], []]
     assert [layer["rho"] for layer in result["layers"]] == pytest.approx([float(v) for v in kept[0]["rho"].values()])
     assert result["stages"][1]["history"][0]["rho"] == pytest.approx(result["stages"][0]["history"][0]["rho"])
+
+
+def test_a_trained_rho_that_the_next_cells_cannot_hold_is_named(run):
+    stage = sgd() | {"objective": PRICE, "hardware": {"rho": 20.0}}
+    small = {"rho": 5.0, "cell": {"g_min_siemens": 8.0e-6, "g_max_siemens": 15.0e-6}}
+    with pytest.warns(EnergytlWarning, match=r"ρ was trained to \S+ of 2, \S+ of 4, more than the next"):
+        result, _, _ = run({"stages": {"first": stage}, "hardware": small, "train": sgd(lr=0.0)})
+    assert [layer["rho"] for layer in result["layers"]] == pytest.approx([7.0, 7.0])
 
 
 def test_a_shared_training_keeps_the_rho_of_the_stage_before_it(run):
