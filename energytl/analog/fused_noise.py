@@ -34,7 +34,7 @@ def add_normal_(
 
 def _add_normal_(mean: Tensor, variance: Tensor, line: Tensor, key: Tensor, wants_slope: bool) -> None:
     scale, floor = line.unbind()
-    normal, deviation = _normal(len(mean), key), torch.sqrt(variance.float() + floor)
+    normal, deviation = normal_numbers(len(mean), key), torch.sqrt(variance.float() + floor)
     mean.copy_(mean + normal * scale * deviation)
     if wants_slope:
         variance.copy_(0.5 * normal * scale / deviation)
@@ -50,7 +50,7 @@ def _add_normal_unfused_(mean: Tensor, variance: Tensor, line: Tensor, key: Tens
         variance.copy_(normal.div_(deviation).mul_(0.5))
 
 
-def _normal(count: int, key: Tensor) -> Tensor:
+def normal_numbers(count: int, key: Tensor) -> Tensor:
     """So many standard normal numbers, (count,) float32."""
     return _quantile(_hash(torch.arange(count, dtype=torch.int32), key))
 

@@ -21,7 +21,7 @@ def integer_conv2d(
     inputs: Tensor,
     zero: int,
     weight: Tensor,
-    scale: float,
+    scale: float | Tensor,
     bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
@@ -34,20 +34,20 @@ def integer_conv2d(
         inputs: n, uint8 (N, C, H, W), channels last.
         zero: the n that stands for 0, which the padding holds, too.
         weight: k, int8 (O, C/groups, KH, KW).
-        scale: of an integer product.
+        scale: of an integer product; one for all, or float32 (O,).
         bias: float32 (O,), or None.
         stride: the rest as conv2d has it.
         padding: zeros above and left, as many as below and right.
         dilation: distance of a kernel's elements.
         groups: of channels.
     """
-    ones = torch.ones(len(weight))
+    scales, common = (scale, 1.0) if isinstance(scale, Tensor) else (torch.ones(len(weight)), scale)
     zeros = torch.zeros(len(weight), dtype=torch.int32)
     geometry = (list(stride), list(padding), list(dilation), groups)
-    packed = torch.ops.onednn.qconv_prepack(weight, ones, scale, zero, *geometry, list(inputs.shape))
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, common, zero, *geometry, list(inputs.shape))
     output: Any = (1.0, 0, torch.float32, "none", [], "")  # scale, zero and type of the result; no function of it
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        inputs, scale, zero, packed, ones, zeros, bias, *geometry, *output
+        inputs, common, zero, packed, scales, zeros, bias, *geometry, *output
     )
     return result
 

@@ -114,6 +114,9 @@ class AnalogLayer(nn.Module, ABC):
     image_dims: int
     """Dimensions of the input of a single image, without a batch."""
 
+    output_dim: int
+    """Which dimension of a product its outputs are."""
+
     weight: nn.Parameter
     bias: nn.Parameter | None
 
@@ -382,6 +385,8 @@ class AnalogLayer(nn.Module, ABC):
             converter=hardware.converter,
             converter_range=self.converter_range,
             partial_sums=self.partial_sums,
+            split=self.split,
+            output_dim=self.output_dim,
             unfold=self.unfold,
             fold=lambda y: self.fold(y, x),
             positions=self.positions,
@@ -419,7 +424,13 @@ class AnalogLayer(nn.Module, ABC):
         """The product of padded inputs in parts, one for each array: (arrays, *the product's shape)."""
 
     @abstractmethod
-    def multiply_integers(self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    def split(self, values: Tensor) -> tuple[Tensor, ...] | None:
+        """Padded inputs, or weights, of each array apart, which `multiply` takes; None: it cannot take them apart."""
+
+    @abstractmethod
+    def multiply_integers(
+        self, inputs: Tensor, zero: int, weight: Tensor, scale: float | Tensor, bias: Tensor | None
+    ) -> Tensor:
         """The product scale·(inputs − zero)·weight + bias of uint8 inputs and int8 weights, float32."""
 
     @abstractmethod
@@ -542,12 +553,13 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
     batch_second = False
     digital_class: type[nn.Module] = nn.Linear
     image_dims = 1
+    output_dim = -1
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.linear(x, weight, bias)
 
     def multiply_integers(  # noqa: D102
-        self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None
+        self, inputs: Tensor, zero: int, weight: Tensor, scale: float | Tensor, bias: Tensor | None
     ) -> Tensor:
         pixels, kernels = inputs.reshape(-1, inputs.shape[-1], 1, 1), weight[:, :, None, None]
         product = integer_conv2d(pixels, zero, kernels, scale, bias, (1, 1), (0, 0), (1, 1), 1)
@@ -565,6 +577,9 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
     @property
     def channel_rows(self) -> int:  # noqa: D102
         return 1
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...] | None:  # noqa: D102
+        return values.split(self.arrays, -1)
 
     def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
         parts = zip(x.split(self.arrays, -1), weight.split(self.arrays, 1), strict=True)
@@ -625,6 +640,7 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
 
     digital_class: type[nn.Module] = nn.Conv2d
     image_dims = 3
+    output_dim = 1
 
     @property
     def inner_padding(self) -> tuple[int, int]:
@@ -647,7 +663,7 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
         return F.conv2d(x, weight, bias, self.stride, self.inner_padding, self.dilation, self.groups)
 
     def multiply_integers(  # noqa: D102
-        self, inputs: Tensor, zero: int, weight: Tensor, scale: float, bias: Tensor | None
+        self, inputs: Tensor, zero: int, weight: Tensor, scale: float | Tensor, bias: Tensor | None
     ) -> Tensor:
         geometry: Any = (self.stride, self.inner_padding, self.dilation, self.groups)
         return integer_conv2d(inputs, zero, weight, scale, bias, *geometry)
@@ -678,6 +694,11 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
     @property
     def channel_rows(self) -> int:  # noqa: D102
         return math.prod(self.weight.shape[2:])
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...] | None:  # noqa: D102
+        if self.groups > 1 or self.arrays[0] < self.channel_rows:
+            return None
+        return values.split([rows // self.channel_rows for rows in self.arrays], 1)
 
     def partial_sums(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
         arrays, groups = self.arrays, self.groups

@@ -109,11 +109,11 @@ def _partial_sums(
             sums = array.partial_sums(drive, columns[number])
             if spreads is not None and draw is not None:
                 variance = array.partial_sums(squares(), spreads[number])
-                sums = sums + normal_like(sums, draw) * (variance + _floor(array)).sqrt()
+                sums = sums + normal_like(sums, draw) * (variance + variance_floor(array)).sqrt()
             yield unit * significance, sums
 
 
-def _floor(array: "Array") -> float:
+def variance_floor(array: "Array") -> float:
     """10⁻⁴ of the variance of one step of the drive on the smallest weight: keeps the slope of √ finite."""
     smallest = torch.tensor(smallest_weight(array.mapping, array.weights))
     quantum = amplitude(smallest, array.rho.detach().cpu(), array.fluctuation)

@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from energytl.allowed import Allowed, check
 from energytl.analog.fused import compact_dtype, elementwise, is_large
 from energytl.analog.fused_noise import add_normal_
-from energytl.analog.integer_product import integers_are_exact
+from energytl.analog.integer_product import LARGEST, integers_are_exact
+from energytl.analog.large_conversion import converted_large
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
 from energytl.analog.noise import NoiseStream, fold, normal_like
 from energytl.analog.partial_sums import convert_sums, converted, rounding_variance
@@ -95,6 +96,10 @@ class ReadScheme(ABC):
     def drive_levels(self, inputs: InputFormat) -> int:
         """Steps of the drive of one such phase: the input's own, or one, of a bit."""
         return inputs.levels
+
+    def bits_apart(self) -> bool:
+        """Whether such phases are the bits of the input, lowest first; else each drives with the whole input."""
+        return False
 
     def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
         """Drives of each such phase, in steps, of integers' shape; and what makes the variance that they carry.
@@ -201,6 +206,9 @@ class BitSerialRead(ReadScheme):
     def drive_levels(self, inputs: InputFormat) -> int:  # noqa: D102
         return inputs.levels if self.analog_accumulation else 1
 
+    def bits_apart(self) -> bool:  # noqa: D102
+        return not self.analog_accumulation
+
     def drives(self, integers: Tensor, inputs: InputFormat) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:  # noqa: D102
         if self.analog_accumulation:
             yield integers, lambda: self.variance(integers, inputs)
@@ -239,6 +247,8 @@ class Array:
         converter: of the partial sums; None: ideal.
         converter_range: what calibration found for it, or None.
         partial_sums: (x, weight) → the product's parts, one for each array, (arrays, *the product's shape).
+        split: inputs or weights → those of each array apart, or None if `multiply` cannot take them so.
+        output_dim: which dimension of the product its outputs are.
         added_variance: of each output, besides the cells' fluctuation.
         unfold: x → (N, L, G, K): K inputs of each of G groups at L output positions of N images.
         fold: (N, L, G, O) → the product's shape.
@@ -261,13 +271,15 @@ class Array:
     noise: NoiseStream
     index: int
     multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    multiply_integers: Callable[[Tensor, int, Tensor, float, Tensor | None], Tensor]
+    multiply_integers: Callable[[Tensor, int, Tensor, float | Tensor, Tensor | None], Tensor]
     multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     bias_gradient: Callable[[Tensor], Tensor]
     arrays: tuple[int, ...]
     converter: Converter | None
     converter_range: Tensor | None
     partial_sums: Callable[[Tensor, Tensor], Tensor]
+    split: Callable[[Tensor], tuple[Tensor, ...] | None]
+    output_dim: int
     unfold: Callable[[Tensor], Tensor]
     fold: Callable[[Tensor], Tensor]
     positions: int
@@ -320,16 +332,19 @@ class Array:
         return spread * sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
 
     def converted(
-        self, x: Tensor, cells: Tensor, draw: torch.Generator | None, variances: Tensor | None = None
+        self, x: Tensor, cells: Tensor | None, draw: torch.Generator | None, variances: Tensor | None = None
     ) -> Tensor:
         """The outcome of a read whose partial sums are converted; see `partial_sums.converted`.
 
         Args:
             x: inputs, of the layer's own kind.
-            cells: what they hold, (C, *weight.shape), in units of the full range.
+            cells: what they hold, (C, *weight.shape), in units of the full range; None: what they should.
             draw: of the noise; None: neither reads nor converters have any.
             variances: of one read of each cell, like cells; None: reads do not fluctuate.
         """
+        if is_large(x) and not torch.is_grad_enabled() and self.inputs.levels <= LARGEST and self.split(x) is not None:
+            return converted_large(self, x, cells, draw, variances)
+        cells = self.stored if cells is None else cells
         step = self.input_range / self.inputs.levels
         scaled = fake_quantize(x, self.input_range, self.inputs.levels) / step
         product = converted(self, scaled + (scaled.round() - scaled).detach(), cells, draw, variances)
@@ -365,7 +380,7 @@ class Noiseless(Computation):
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         if array.converter is not None:
-            return _beside(array.converted(x, array.stored, None), array.rho)
+            return _beside(array.converted(x, None, None), array.rho)
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         return _beside(array.multiply(quantised, array.weight, array.bias), array.rho)
 
@@ -417,7 +432,7 @@ class Moments(Computation):
         if array.converter is not None:
             if not self.rounding_as_variance:
                 variances = amplitude(array.stored, array.rho, array.fluctuation).square()
-                return array.converted(x, array.stored, array.noise.of_read(x.device), variances)
+                return array.converted(x, None, array.noise.of_read(x.device), variances)
             array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1

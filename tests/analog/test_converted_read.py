@@ -6,6 +6,7 @@ from torch import nn
 
 import energytl
 from energytl import BitSerialRead, Exact, Hardware, InputFormat, Moments, Noiseless, RepeatedRead, SingleRead
+from energytl.analog import fused, fused_conversion, read
 from energytl.analog.mapping import BitSlices, DifferentialPair, MultilevelPair, OneCell, ResetCells
 from energytl.crossbar.arrays import Arrays
 from energytl.crossbar.converter import CalibratedRange, Converter, FullRange, GranularRange
@@ -133,6 +134,53 @@ def test_rounding_as_variance_has_the_moments_of_rounding_where_steps_are_fine(s
     error = ((rounded.var(0) + spread.var(0)) / len(rounded)).sqrt()
     assert ((rounded.mean(0) - spread.mean(0)).abs() < 5 * error + 0.02 * spread.std(0)).all()
     assert ((rounded.var(0) / spread.var(0) - 1).abs() < 5 * (4 / len(rounded)) ** 0.5 + 0.03).all()
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """large(layer, x): what large inputs get, without what compiling takes."""
+    monkeypatch.setattr(fused, "fused", lambda function, *_: function)
+    monkeypatch.setattr(fused_conversion, "fused", lambda function, otherwise: otherwise)
+
+    def read_large(layer, x):
+        monkeypatch.setattr(read, "is_large", lambda x: True)
+        found = layer(x)
+        monkeypatch.setattr(read, "is_large", lambda x: False)
+        return found
+
+    return read_large
+
+
+MAPPINGS = {"pair": DifferentialPair(), "slices": BitSlices(2), "levels apart": MultilevelPair((0.5, 1.3, 2.2))}
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", ["linear", "tokens", "strided"])
+def test_large_reads_are_those_of_small_ones(kind, scheme, mapping, large):
+    hardware = Hardware(
+        rho=0.5, read=SCHEMES[scheme], arrays=Arrays(rows=20), mapping=MAPPINGS[mapping], converter=Converter(bits=6)
+    )
+    layer, x = analog_layer(kind, hardware)
+    for inputs in (x, x.abs()):
+        with torch.no_grad():
+            energytl.configure(layer, computation=Noiseless())
+            clear = layer(inputs)
+            assert torch.allclose(large(layer, inputs), clear, atol=1e-5)
+            energytl.configure(layer, computation=Moments())
+            many = inputs[:1].repeat(4000, *[1] * (inputs.dim() - 1))
+            small, fast = (read(many).flatten(1).double() for read in (layer, lambda x: large(layer, x)))
+        error = ((small.var(0) + fast.var(0)) / len(small)).sqrt()
+        assert ((small.mean(0) - fast.mean(0)).abs() <= 5 * error + 1e-6).all()
+        ratio = small.var(0).sum() / fast.var(0).sum()  # 0.4 % of the variance: squares of 7 bits
+        assert abs(float(ratio) - 1) < 5 * (4 / small.numel() * 4) ** 0.5 + 0.004
+
+
+def test_large_reads_of_groups_go_the_general_way(large):
+    layer, x = analog_layer("grouped", Hardware(arrays=Arrays(rows=20), converter=Converter(bits=6)))
+    energytl.configure(layer, computation=Noiseless())
+    with torch.no_grad():
+        assert torch.equal(large(layer, x), layer(x))
 
 
 def test_gradients_are_those_of_ideal_converters_where_nothing_is_cut_off():
