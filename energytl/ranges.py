@@ -28,10 +28,15 @@ class TrainedRanges(nn.Module):
         super().__init__()
         self.log_input_ranges, self.log_weight_factors = nn.ParameterList(), nn.ParameterList()
         self._ranges, self._hooks = [], []
+        if inputs and layers and all(layer.hardware.inputs.follows for layer in layers):
+            raise ValueError(
+                "objective.range_lr: no range of inputs can train where it follows each input (hardware.inputs.follows): "
+                "set range_lr to 0, or follows to false"
+            )
         for layer in layers:
             log_input: nn.Parameter | None = None
             log_weight: nn.Parameter | None = None
-            if inputs:
+            if inputs and not layer.hardware.inputs.follows:
                 if layer.input_range is None:
                     raise ValueError("a range of inputs trains from a calibrated one: calibrate the network first")
                 log_input = nn.Parameter(layer.weight.new_tensor(layer.input_range).log())

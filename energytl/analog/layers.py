@@ -76,9 +76,13 @@ class Calibration:
         self.columns: list[Tensor] | None = [] if outputs else None
 
     def add(self, layer: "AnalogLayer", x: Tensor) -> None:
-        """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far."""
-        self.seen.add(x)
-        layer.input_range = self.seen.best_range(layer.hardware.inputs.levels)
+        """Take up a batch of prepared inputs; the layer's range is from now on the best for all batches so far.
+
+        Ranges that follow the inputs are not set.
+        """
+        if not layer.hardware.inputs.follows:
+            self.seen.add(x)
+            layer.input_range = self.seen.best_range(layer.hardware.inputs.levels)
         if self.columns is not None and len(x):
             self.columns.append(layer.sampled(x))
             if sum(part.shape[2] for part in self.columns) > MOST_SAMPLES:
@@ -286,9 +290,8 @@ class AnalogLayer(nn.Module, ABC):
 
     def sampled_sums(self, x: Tensor) -> Tensor:
         """What converters would see of these inputs, in units of a full input times a full cell; (SUMS,) or less."""
-        prepared = self.prepared(x)
-        assert self.input_range is not None  # calibrated before
-        return seen_sums(self._array(prepared, self.input_range, self.weight.detach()), prepared, SUMS)
+        driven, input_range, _ = self.driven(self.prepared(x))
+        return seen_sums(self._array(driven, input_range, self.weight.detach()), driven, SUMS)
 
     def fit_converter_range(self, sums: Seen) -> None:
         """Set the range of the layer's converters to the one that errs least over these partial sums."""
@@ -321,38 +324,53 @@ class AnalogLayer(nn.Module, ABC):
         self.positions = self.count_positions(prepared)
         if torch.is_grad_enabled() and self.weight.requires_grad:
             self._follow_weights()
-        input_range = self._range_of(prepared)
+        self._calibrate(prepared)
+        driven, input_range, own = self.driven(prepared)
         samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(input.device.type, enabled=False):
-            y = self.hardware.computation(self._array(prepared, input_range, weight), prepared)
-            if self.column_ranges is not None:
-                ranges = self.of_outputs(self.column_ranges)
-                y = y * ranges if y.requires_grad else y.mul_(ranges)
-                y = y if self.bias is None else y + self.of_outputs(self.bias.to(y.dtype))
+            y = self.hardware.computation(self._array(driven, input_range, weight), driven)
+            for unit in (own, None if self.column_ranges is None else self.of_outputs(self.column_ranges)):
+                if unit is not None:
+                    y = y * unit if y.requires_grad else y.mul_(unit)
+            if self.bias is not None and self._bias_after:
+                y = y + self.of_outputs(self.bias.to(y.dtype))
         if samples is not None:
             y = hand_over(y, self.weight, prepared, samples, self)
         return self.returned(y.to(self.weight.dtype), input)
 
-    def _range_of(self, prepared: Tensor) -> float:
-        """The range of these inputs, which is set where it follows them, or is not set yet."""
-        if not prepared.numel():
-            return self.input_range or 1.0
-        if self.hardware.inputs.follows:
-            largest = float(prepared.detach().abs().amax()) or 1.0
-            if math.isfinite(largest):
-                self.input_range = largest
-            return largest
+    def _calibrate(self, prepared: Tensor) -> None:
+        """Take these inputs up, while the layer is calibrated or if it never was."""
         calibration = self.calibration
-        if calibration is None and self.input_range is None:
+        if calibration is None and self.input_range is None and not self.hardware.inputs.follows:
             calibration = Calibration(outputs=False)
-        if calibration is not None:
+        if calibration is not None and prepared.numel():
             try:
                 calibration.add(self, prepared)
             except ValueError as error:
                 raise ValueError(f"layer {self.index} ({self._get_name()}) has no range of inputs: {error}") from None
-        assert self.input_range is not None
-        return self.input_range
+
+    def driven(self, prepared: Tensor) -> tuple[Tensor, float, Tensor | None]:
+        """What the rows are driven with, the input that drives them fully, and what a unit of it stands for, or None.
+
+        Where ranges follow the inputs, that is the largest of each image's, or of each vector's in a linear layer:
+        what is read of one does not depend on the others in its batch.
+
+        Args:
+            prepared: inputs as they reach the array.
+        """
+        if not self.hardware.inputs.follows:
+            if self.input_range is None and prepared.numel():
+                raise RuntimeError("the layer's inputs have no range yet: calibrate the network or run it once")
+            return prepared, self.input_range or 1.0, None
+        largest = self.own_ranges(prepared.detach())
+        own = torch.where(largest == 0, 1.0, largest)
+        return prepared / own, 1.0, own
+
+    @property
+    def _bias_after(self) -> bool:
+        """Whether the bias is added to what the outputs of a read are multiplied to."""
+        return self.column_ranges is not None or self.hardware.inputs.follows
 
     def prepared(self, x: Tensor) -> Tensor:
         """Inputs as they reach the array: of the type of reads, a batch, padded as far as `multiply` does not."""
@@ -368,7 +386,7 @@ class AnalogLayer(nn.Module, ABC):
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
-            bias=None if self.bias is None or self.column_ranges is not None else self.bias.to(held.dtype),
+            bias=None if self.bias is None or self._bias_after else self.bias.to(held.dtype),
             fluctuation=hardware.fluctuation,
             mapping=hardware.mapping,
             weights=hardware.weights,
@@ -474,6 +492,10 @@ class AnalogLayer(nn.Module, ABC):
     @abstractmethod
     def unfold_outputs(self, y: Tensor) -> Tensor:
         """Outputs in the shape that `multiply` gives, as (N, L, G, O)."""
+
+    @abstractmethod
+    def own_ranges(self, x: Tensor) -> Tensor:
+        """Max |x| of each image, or of each vector of a linear layer; broadcasts to padded inputs x and to outputs."""
 
     @abstractmethod
     def largest_input(self, x: Tensor) -> Tensor:
@@ -609,8 +631,11 @@ class AnalogLinear(AnalogLayer, nn.Linear):  # type: ignore[misc]
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.reshape(len(y), -1, 1, y.shape[-1])
 
-    def largest_input(self, x: Tensor) -> Tensor:  # noqa: D102
+    def own_ranges(self, x: Tensor) -> Tensor:  # noqa: D102
         return x.abs().amax(-1, keepdim=True)
+
+    def largest_input(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.own_ranges(x)
 
     def largest_output(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.abs().amax(-1, keepdim=True)
@@ -762,6 +787,9 @@ class AnalogConv2d(AnalogLayer, nn.Conv2d):  # type: ignore[misc]
 
     def unfold_outputs(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.flatten(2).transpose(1, 2).unflatten(2, (self.groups, -1))
+
+    def own_ranges(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.abs().amax((1, 2, 3), keepdim=True)
 
     def largest_input(self, x: Tensor) -> Tensor:  # noqa: D102
         top, left = self.inner_padding

@@ -43,8 +43,9 @@ class InputFormat:
     Attributes:
         bits: bits of an input's magnitude: integers 0..levels with levels = 2^bits − 1. The sign of a signed input
             is the polarity of its pulse and takes no bit.
-        follows: whether the range follows the largest input of each batch, as converters with a variable reference
-            do; else it is fixed by calibration. What training on chip from scratch needs.
+        follows: whether the range follows the largest input of each image, or of each vector in a linear layer, as
+            converters with a variable reference do; else it is fixed by calibration. What training on chip from
+            scratch needs.
 
     >>> InputFormat(5).levels
     31

@@ -91,7 +91,8 @@ def paper_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
     gradients are on, x, w and ρ get them, straight through the rounding.
     """
     hardware, levels = layer.hardware, layer.hardware.inputs.levels
-    scaled = fake_quantize(layer.prepared(x), _input_range(layer), levels) * (levels / _input_range(layer))
+    driven, input_range, _ = layer.driven(layer.prepared(x))
+    scaled = fake_quantize(driven, input_range, levels) * (levels / input_range)
     integers = scaled + (scaled.round() - scaled).detach()
     magnitudes = stored_magnitude(layer.stored_weight, hardware.mapping, hardware.weights)
     return layer.rho * driven_sum(layer, hardware.read.pulses(integers), magnitudes)
@@ -137,10 +138,5 @@ def conversions(layer: AnalogLayer, positions: int) -> int:
 
 
 def _integers(layer: AnalogLayer, x: Tensor) -> Tensor:
-    return round_to_integers(layer.prepared(x), _input_range(layer), layer.hardware.inputs.levels)
-
-
-def _input_range(layer: AnalogLayer) -> float:
-    if layer.input_range is None:
-        raise RuntimeError("the layer's inputs have no range yet: calibrate the network or run it once")
-    return layer.input_range
+    driven, input_range, _ = layer.driven(layer.prepared(x))
+    return round_to_integers(driven, input_range, layer.hardware.inputs.levels)

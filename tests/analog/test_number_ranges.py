@@ -28,7 +28,9 @@ from energytl import (
     to_digital,
 )
 from energytl.analog import fused
+from energytl.cost.energy import cell_energy, paper_energy
 from energytl.optim import PulsedSGD
+from energytl.ranges import TrainedRanges
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,14 +151,76 @@ def test_ranges_scale_with_the_weights(weights):
     assert ranges[1] == ranges[0] * 2.0**-70
 
 
-@pytest.mark.parametrize("follows", [True, False])
-def test_ranges_scale_with_the_inputs(follows):
+def test_ranges_scale_with_the_inputs():
     x, ranges = torch.rand(8, 4), []
     for unit in (1.0, 2.0**-70):
-        network = convert(nn.Linear(4, 2), Hardware(inputs=InputFormat(6, follows=follows)))
+        network = convert(nn.Linear(4, 2), Hardware(inputs=InputFormat(6)))
         network(x * unit)
         ranges.append(network.input_range)
     assert ranges[1] == ranges[0] * 2.0**-70
+
+
+# Ranges that follow the inputs
+
+
+@every_layer
+@every_scheme
+def test_what_an_image_gives_does_not_depend_on_the_others_of_its_batch(layer, scheme):
+    network, x = layer_and_inputs(layer, computation=Noiseless(), read=scheme, inputs=InputFormat(5, follows=True))
+    x = x * torch.logspace(-3, 3, len(x)).view(-1, *[1] * (x.dim() - 1))
+    x[0] = 0
+    with torch.no_grad():
+        together, digital = network(x), to_digital(network)(x)
+        for image, one in zip(x, together, strict=True):
+            assert torch.allclose(network(image[None])[0], one, rtol=1e-5, atol=0)
+        error = (together - digital).flatten(1).abs().amax(1) / digital.flatten(1).abs().amax(1)
+    assert (error[1:] < 0.15).all()  # one range for all would round the small ones to 0
+
+
+def test_each_vector_of_a_sequence_has_its_own_range():
+    network, x = layer_and_inputs("linear", computation=Noiseless(), inputs=InputFormat(5, follows=True))
+    network.bias.data.zero_()
+    sequence = torch.stack([x[0], 1e4 * x[0], 1e-4 * x[0]])[None]
+    product = network(sequence)[0]
+    for row, unit in zip(product[1:], (1e4, 1e-4), strict=True):
+        assert torch.allclose(row / unit, product[0], rtol=1e-5)
+
+
+def test_the_energy_of_an_image_does_not_depend_on_the_others_of_its_batch():
+    for measure in (cell_energy, paper_energy):
+        network, x = layer_and_inputs("convolution", inputs=InputFormat(5, follows=True))
+        x = x.abs() * torch.logspace(-3, 3, len(x)).view(-1, 1, 1, 1)
+        with torch.no_grad():
+            apart, together = sum(float(measure(network, image[None])) for image in x), float(measure(network, x))
+        assert together == pytest.approx(apart, rel=1e-5)
+
+
+def test_the_gradient_of_an_image_is_that_of_a_range_of_its_own():
+    hardware = {"computation": Noiseless(), "inputs": InputFormat(8, follows=True), "weights": WeightFormat(bits=None)}
+    network, x = layer_and_inputs("linear", **hardware)
+    digital = to_digital(network)
+    grads = []
+    for net in (network, digital):
+        inputs = (x * torch.logspace(-2, 2, len(x)).view(-1, 1)).requires_grad_()
+        net(inputs).square().sum().backward()
+        grads.append((inputs.grad.clone(), net.weight.grad.clone()))
+        net.weight.grad = None
+    for found, expected in zip(*grads, strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_ranges_of_weights_by_the_outputs_are_set_where_ranges_of_inputs_follow():
+    weights = WeightFormat(4, range_by="outputs")
+    network, x = layer_and_inputs("linear", weights=weights, inputs=InputFormat(5, follows=True))
+    before = network.weight_range
+    calibrate(network, [x])
+    assert network.weight_range != before
+
+
+def test_a_range_that_follows_cannot_train():
+    network, _ = layer_and_inputs("linear", inputs=InputFormat(5, follows=True))
+    with pytest.raises(ValueError, match=r"objective\.range_lr: no range of inputs can train"):
+        TrainedRanges([network])
 
 
 def test_weights_of_any_unit_train_by_pulses_and_zeros_are_refused():
@@ -242,5 +306,5 @@ def test_an_empty_batch_is_read_as_torch_does_and_sets_no_range(layer, computati
     assert float(network.weight.grad.abs().sum()) == 0
     assert network.input_range is None
     calibrate(network, [x[:0], x, x[:0]])
-    assert network.input_range is not None or follows
+    assert (network.input_range is None) == follows
     assert list(analog_layers(network).values()) == [network]
