@@ -30,8 +30,8 @@ class TrainedRanges(nn.Module):
         self._ranges, self._hooks = [], []
         if inputs and layers and all(layer.hardware.inputs.follows for layer in layers):
             raise ValueError(
-                "objective.range_lr: no range of inputs can train where it follows each input (hardware.inputs.follows): "
-                "set range_lr to 0, or follows to false"
+                "objective.range_lr: no range of inputs can train where it follows each input (inputs.follows): set "
+                "range_lr to 0, or hardware.inputs.follows to false"
             )
         for layer in layers:
             log_input: nn.Parameter | None = None
