@@ -9,11 +9,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from energytl import streams
+from energytl import seeding
 from energytl.analog.convert import analog_layers
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.results import write_tensors
+from energytl.streams import Stream
 
 
 class SeededEpochs(Callback):
@@ -29,7 +30,7 @@ class SeededEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed all that draws random numbers in training."""
-        streams.begin(pl_module, self.seed, trainer.current_epoch, trainer.global_rank)
+        seeding.begin(pl_module, Stream.TRAINING, self.seed, trainer.current_epoch, trainer.global_rank)
 
 
 class History(Callback):

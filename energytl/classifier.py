@@ -24,7 +24,8 @@ from energytl.cost.energy import counting_pulses
 from energytl.objectives import Objective, distillation_loss, hint_loss, hinted, network_energy, noting_outputs
 from energytl.optim.on_chip import OnChipOptimizer
 from energytl.ranges import TrainedRanges
-from energytl.streams import apart
+from energytl.seeding import apart
+from energytl.streams import Stream
 
 
 class RunAccuracies(Metric):
@@ -178,8 +179,8 @@ class Classifier(LightningModule):
         """Leave the streams of training where they stand, and read as the hardware does."""
         trainer = self.trainer
         epoch: Any = trainer.fit_loop.epoch_progress.current  # typed as what it extends
-        seeds = self.seed, epoch.processed, self.global_step, self.global_rank, 2
-        self._measuring.enter_context(apart(self.network, *seeds))
+        seeds = self.seed, epoch.processed, self.global_step, self.global_rank
+        self._measuring.enter_context(apart(self.network, Stream.VALIDATION, *seeds))
         if self.measured is not None:
             self._measuring.enter_context(_computing(self.layers, self.measured))
 

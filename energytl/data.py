@@ -26,10 +26,10 @@ from torchvision import transforms
 from torchvision.datasets import DatasetFolder, VisionDataset
 
 from energytl.allowed import COUNT, SEED, Allowed, check_value
-from energytl.analog.noise import fold
 from energytl.origin import described, with_line
 from energytl.results import looks_like
-from energytl.streams import apart
+from energytl.seeding import apart
+from energytl.streams import Stream, seed_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Every torchvision classifier wants them, and so do the published CIFAR ResNets."""
@@ -91,7 +91,7 @@ class SeededLoader(LazyLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         own = self.sampler
         place = (own.epoch, own.rank) if isinstance(own, DistributedSampler) else (0, 0)
-        self.generator.manual_seed(fold(self.seed, *place))
+        self.generator.manual_seed(seed_of(Stream.LOADING, self.seed, *place))
         yield from super().__iter__()
 
 
@@ -218,7 +218,7 @@ class ImageData(LightningDataModule, ABC):
         if self.train_set is None:
             return []
         self.trainer = None
-        with apart(None, self.seed, 3):
+        with apart(None, Stream.CALIBRATION, self.seed):
             return [images for images, _ in islice(self.train_dataloader(), batches)]
 
     @property
@@ -297,7 +297,7 @@ def _told_by(images: Dataset[Any] | None) -> Iterator[bytes]:
             yield name.encode() + (tensor_bytes(value) if isinstance(value, Tensor) else value.tobytes())
         count = len(images)  # type: ignore[arg-type]
         yield repr((count, vars(images).get("targets"))).encode()
-        with apart(None, 0):
+        with apart(None, Stream.LOADING, 0):
             for i in range(0 if arrays else min(count, SAMPLED_IMAGES)):
                 image, label = images[i * count // min(count, SAMPLED_IMAGES)]
                 yield tensor_bytes(torch.as_tensor(image)) + tensor_bytes(torch.as_tensor(label))

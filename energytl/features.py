@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from energytl.analog.convert import calibrate, convert
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import inference
-from energytl.analog.noise import fold
 from energytl.data import ImageData, tensor_bytes
 from energytl.progress import Bar
 from energytl.results import write_tensors
 from energytl.source import made_by
+from energytl.streams import Stream, seed_of
 from energytl.training import load_tensors, load_weights
 
 
@@ -104,11 +104,15 @@ class Features(ImageData):
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         sets = [images.train_set] if images.train_set is images.test_set else [images.train_set, images.test_set]
         with torch.random.fork_rng(devices=[]):  # whether features are cached changes nothing that comes after
-            torch.default_generator.manual_seed(fold(self.seed, 1))
+            torch.default_generator.manual_seed(seed_of(Stream.FEATURES, self.seed))
             try:
                 if self.hardware is not None:
-                    chip = fold(self.hardware.chip, 1)  # not the cells of the network that learns from the features
-                    network = convert(network, replace(self.hardware, chip=chip), seed=fold(self.seed, 2))
+                    chip = seed_of(
+                        Stream.FEATURES, self.hardware.chip
+                    )  # not the cells of the network that learns from the features
+                    network = convert(
+                        network, replace(self.hardware, chip=chip), seed=seed_of(Stream.FEATURE_READS, self.seed)
+                    )
                     batches = islice(images.train_dataloader(), self.calibration_batches)
                     calibrate(network, (x.to(device) for x, _ in batches))
                 found = [self._features(network, device, data) for data in sets]

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from energytl.analog.convert import analog_layers, configure, estimate_batch_norm
 from energytl.analog.layers import AnalogLayer
-from energytl.analog.noise import fold
 from energytl.analog.read import Noiseless
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
@@ -55,6 +54,7 @@ from energytl.evaluation import (
 from energytl.frontier import OWN_BEST, Curve, RhoScale, search, trace
 from energytl.recipe import Recipe
 from energytl.results import Result
+from energytl.streams import Stream, seed_of
 from energytl.training import Trained
 
 BELOW = 0.02
@@ -187,7 +187,7 @@ class Points:
 
         def read_at(log_factor: float, n: int) -> float:
             self._set(number, scale, log_factor)
-            (draw,) = read_draws(self.analog, 1, fold(self.recipe.seed, 4, number, n))
+            (draw,) = read_draws(self.analog, 1, seed_of(Stream.SEARCH_RHO, self.recipe.seed, number, n))
             return accuracies(self.analog, self.held_out.batches, [draw], label)[0]
 
         return read_at
@@ -244,7 +244,7 @@ class Points:
 
     def _estimate_norms(self) -> None:
         if self.norm_images:
-            estimate_batch_norm(self.analog, self.norm_images, fold(self.recipe.seed, 10))
+            estimate_batch_norm(self.analog, self.norm_images, seed_of(Stream.BATCH_NORM, self.recipe.seed))
 
     def _at(self, choice: Choice) -> Result:
         """What is told of a choice."""
@@ -255,13 +255,13 @@ class Points:
     def _told(self, trained: Trained) -> Result:
         """Accuracy on test images, by reads that nothing was chosen by, and cost of the network as it now is."""
         seed, evaluation = self.recipe.seed, self.evaluation
-        fresh = read_draws(self.analog, evaluation.reads, fold(seed, 2) + evaluation.first_read)
+        fresh = read_draws(self.analog, evaluation.reads, seed_of(Stream.CONFIRMATION, seed) + evaluation.first_read)
         reads = ranks(self.analog, self.test.batches, fresh, f"{self.label}: evaluating")
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.test.right, reads == 0)
         hardware = self.recipe.hardware
         noisy = not isinstance(hardware.computation, Noiseless) or any(hardware.variation.levels)
-        draws = chip_draws(self.analog, evaluation.chips, fold(seed, 3))
+        draws = chip_draws(self.analog, evaluation.chips, seed_of(Stream.CHIPS, seed))
         apart = ranks(self.analog, self.test.batches, draws, f"{self.label}: chips") if draws else reads[:0]
         chips = top_accuracies(apart)
         result: Result = {
@@ -285,7 +285,7 @@ class Points:
             if chips:
                 result[f"accuracies_chips_top{k}"] = top_accuracies(apart, k)
         if evaluation.searched:
-            chosen_by = read_draws(self.analog, evaluation.reads, fold(seed, 11) + evaluation.first_read)
+            chosen_by = read_draws(self.analog, evaluation.reads, seed_of(Stream.CHOICE, seed) + evaluation.first_read)
             found = accuracies(self.analog, self.held_out.batches, chosen_by, f"{self.label}: images held out")
             result["accuracy_held_out"] = quartiles(found)[1]
         if evaluation.histograms:
@@ -314,7 +314,7 @@ class Points:
     def _exact(self, reads: Tensor) -> dict[str, float | int]:
         """One read of some test images with a state for every cell, beside the reads by moments of the same images."""
         stride = max(1, len(self.test.digital) // self.evaluation.exact_images)
-        draws = [exact_draw(fold(self.recipe.seed, 6))]
+        draws = [exact_draw(seed_of(Stream.EXACT, self.recipe.seed))]
         exact = ranks(self.analog, every(self.test.batches, stride), draws, f"{self.label}: exact")[0] == 0
         difference, error = same_accuracy(exact, reads[:, ::stride] == 0)
         accuracy = float(exact.double().mean())

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from energytl.analog.convert import convert
 from energytl.analog.inference import inference
-from energytl.analog.noise import fold
 from energytl.cost.estimate import estimate
 from energytl.data import ImageData
 from energytl.evaluation import Batches, Judged, digital_ranks, run_accuracies
@@ -45,6 +44,7 @@ from energytl.results import (
 )
 from energytl.source import made_by
 from energytl.stages import analog_network, before_training, first_row, freeze, load_what_fits, program
+from energytl.streams import Stream, seed_of
 from energytl.training import Row, Trained, load_weights, several_processes, train
 
 HELD_IMAGES_BYTES = 2**31
@@ -140,7 +140,7 @@ def _accuracies(stage: str, recipe: Recipe, network: nn.Module) -> dict[str, lis
     """Accuracy of each run before training, if the recipe asks how soon it rises."""
     if recipe.convergence is None:
         return {}
-    return {stage: run_accuracies(network, recipe.data.val_dataloader(), fold(recipe.seed, 8))}
+    return {stage: run_accuracies(network, recipe.data.val_dataloader(), seed_of(Stream.START, recipe.seed))}
 
 
 def _curves(recipe: Recipe, history: list[Row]) -> Result:

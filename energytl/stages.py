@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from energytl.analog.convert import analog_layers, calibrate, configure, convert
 from energytl.analog.hardware import ROUNDING, Hardware
 from energytl.analog.memory_format import lay_out_channels_last, runs_channels_last
-from energytl.analog.noise import fold
 from energytl.analog.programming import program_
 from energytl.analog.read import Computation
 from energytl.callbacks import History
@@ -31,6 +30,7 @@ from energytl.optim.on_chip import Cells
 from energytl.quiet import EnergytlWarning
 from energytl.recipe import PRETRAIN, Case, Pretrain, Recipe, RecipeError, Stage
 from energytl.results import Result, write_tensors
+from energytl.streams import Stream, seed_of
 from energytl.training import Row, fit, load_tensors, load_weights, several_processes
 
 KEPT_PARTS = ("network", "analog", "cells", "rho", "history", "finished")
@@ -112,7 +112,7 @@ def analog_network(
     """A digital network on analog hardware, calibrated on training images if they are there, with such reads."""
     device = next(network.parameters()).device
     example = (torch.zeros(1, *data.shape, device=device),)
-    analog = convert(network, hardware, strict=recipe.strict, seed=fold(seed, 1), example=example)
+    analog = convert(network, hardware, strict=recipe.strict, seed=seed_of(Stream.CONVERSION, seed), example=example)
     if runs_channels_last(network, data.shape):
         lay_out_channels_last(analog)
     configure(analog, computation=calibration)
@@ -123,7 +123,7 @@ def analog_network(
 def program(recipe: Recipe, analog: nn.Module) -> None:
     """Write the network's weights onto its arrays, with the errors that the recipe asks for."""
     if recipe.program is not None:
-        program_(analog, recipe.program.error, recipe.program.stuck, fold(recipe.seed, 7))
+        program_(analog, recipe.program.error, recipe.program.stuck, seed_of(Stream.PROGRAMMING, recipe.seed))
 
 
 def first_row(accuracies: list[float]) -> Row:
@@ -179,7 +179,7 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, fol
     stage = recipe.before[name]
     seed = recipe.seed if stage.seed is None else stage.seed
     if isinstance(stage, Stage):
-        seed = fold(seed, 9, number) % 2**32  # cells and pulses are not those of another training
+        seed = seed_of(Stream.STAGE, seed, number) % 2**32  # cells and pulses are not those of another training
     data = stage.data or recipe.data
     network = _learner(case, recipe, name, stage)
     checkpoints, history = folder / "checkpoints", History()

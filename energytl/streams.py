@@ -1,62 +1,59 @@
-"""Random streams of a training: one an epoch, which its seeds alone decide, and measurements apart from it."""
+"""Random streams by name: what draws random numbers has numbers of its own, whatever else is drawn and how often."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
-
-from energytl.analog.convert import analog_layers
-from energytl.analog.noise import NoiseStream, fold
+from enum import Enum
+from zlib import crc32
 
 
-def begin(network: nn.Module | None, *seeds: int) -> None:
-    """Start everything that draws random numbers anew: torch, Python, NumPy and the network's read noise.
+class Stream(Enum):
+    """What draws random numbers."""
 
-    Args:
-        network: analog, digital or in parts; None: without one.
-        seeds: several numbers, e.g. seed, epoch, rank.
+    TRAINING = "order of images, augmentation, dropout and read noise of one epoch"
+    STAGE = "a stage's own seed, of those that its recipe gives no seed"
+    VALIDATION = "a measurement on the images that training is watched on"
+    START = "accuracies before the first epoch, of runs side by side"
+    LOADING = "processes that load images"
+    CALIBRATION = "images that ranges are calibrated on"
+    CONVERSION = "read noise outside an epoch and a measurement"
+    PROGRAMMING = "what write errors and stuck cells leave in the cells"
+    SEARCH_RHO = "reads that ρ is chosen by"
+    CHOICE = "reads that a search chooses by"
+    BATCH_NORM = "reads that the norms' statistics are of"
+    CONFIRMATION = "reads of the test images that nothing was chosen by"
+    CHIPS = "the chips that are measured"
+    EXACT = "a state for every cell"
+    FEATURES = "images and chip that features are made from"
+    FEATURE_READS = "read noise of the network that makes features"
+    SUBSET = "which images a task takes"
+    RUN_ORDER = "order of the images of one run of several"
+    PROJECTION = "random projections"
+    PERMUTATION = "dimensions that a run sees"
+    CROPS = "random crops of images that are kept"
+    CELLS = "how the cells of a chip differ"
+    STATES = "states that cells keep for a whole inference"
+    PULSED_CELLS = "cells of an array that trains by pulses"
+    PULSES = "pulses of one step of a training on chip"
+    SAMPLER = "what a study tries next"
 
-    >>> begin(None, 1, 2)
-    >>> first = torch.rand(1)
-    >>> begin(None, 1, 2)
-    >>> bool(first == torch.rand(1))
+
+def seed_of(stream: Stream, *seeds: int) -> int:
+    """The 62-bit seed of this stream for these numbers (as seed, epoch, rank).
+
+    >>> seed_of(Stream.TRAINING, 0, 2) == seed_of(Stream.CONFIRMATION, 0, 2)
+    False
+    """
+    return fold(crc32(stream.name.encode()), *seeds)
+
+
+def fold(*seeds: int) -> int:
+    """One 62-bit seed from several; different tuples give unrelated streams (splitmix64).
+
+    >>> fold(7) == 7 and fold(1, 2) != fold(2, 1)
     True
     """
-    seed = fold(*seeds)
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    for noise in _noise(network):
-        noise.reseed(*seeds, 1)  # a stream apart from torch's own
-
-
-@contextmanager
-def apart(network: nn.Module | None, *seeds: int) -> Iterator[None]:
-    """While it is open, random numbers come from these seeds; then all streams go on from where they stood.
-
-    >>> begin(None, 0)
-    >>> with apart(None, 1):
-    ...     _ = torch.rand(5)
-    >>> after = torch.rand(1)
-    >>> begin(None, 0)
-    >>> bool(after == torch.rand(1))
-    True
-    """
-    places = [(noise, noise.seed, noise.position) for noise in _noise(network)]
-    with isolate_rng():
-        begin(network, *seeds)
-        try:
-            yield
-        finally:
-            for noise, *place in places:
-                noise.go_on_from(*place)
-
-
-def _noise(network: nn.Module | None) -> list[NoiseStream]:
-    """The streams of the network's analog layers, each once."""
-    layers = {} if network is None else analog_layers(network)
-    return list({id(layer.noise): layer.noise for layer in layers.values()}.values())
+    folded = seeds[0]
+    for seed in seeds[1:]:
+        z = (folded * 0x9E3779B97F4A7C15 + seed + 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) % 2**64
+        folded = (z ^ z >> 31) % 2**62
+    return folded

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from energytl.analog.noise import fold
 from energytl.data import ImageData
+from energytl.streams import Stream, seed_of
 
 DRAWS = 1000
 """Random projections that are tried before a ceiling counts as out of reach."""
@@ -67,7 +67,7 @@ class Modified(ImageData):
         if train is test:
             return tested, tested
         available = _asked("train_images", self.train_images, train)
-        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(fold(self.seed, 1)))
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed_of(Stream.SUBSET, self.seed)))
         return self._changed(train, sorted(drawn[: self.train_images].tolist())), tested
 
     def _changed(self, images: Dataset[Any], chosen: list[int]) -> Dataset[Any]:
@@ -168,7 +168,9 @@ class Reduced(ImageData):
             for _ in range(self.repeats):
                 run = len(orders)
                 seen = self._seen(run, projected, labels)
-                order = torch.randperm(len(used), generator=torch.Generator().manual_seed(fold(self.seed, 1, run)))
+                order = torch.randperm(
+                    len(used), generator=torch.Generator().manual_seed(seed_of(Stream.RUN_ORDER, self.seed, run))
+                )
                 order = torch.tensor(used)[order]
                 orders.append(order)
                 trained.append(projected[order][:, seen] / largest)
@@ -195,7 +197,7 @@ class Reduced(ImageData):
 
     def _matrices(self, x: Tensor, labels: Tensor) -> list[Tensor]:
         """The first random projections, (dimensions, P), that reach the ceiling."""
-        generator = torch.Generator().manual_seed(fold(self.projection_seed, 1))
+        generator = torch.Generator().manual_seed(seed_of(Stream.PROJECTION, self.projection_seed))
         found: list[Tensor] = []
         best = 0.0
         for _ in range(DRAWS if self.ceiling > 0 else self.projections):
@@ -215,7 +217,7 @@ class Reduced(ImageData):
 
     def _seen(self, run: int, projected: Tensor, labels: Tensor) -> Tensor:
         """The dimensions that a run sees, in their places: the first choice of changes that reaches the ceiling."""
-        generator = torch.Generator().manual_seed(fold(self.projection_seed, 2, run))
+        generator = torch.Generator().manual_seed(seed_of(Stream.PERMUTATION, self.projection_seed, run))
         best = 0.0
         for _ in range(DRAWS):
             places = torch.randperm(self.elements, generator=generator)[: self.changed]
@@ -328,6 +330,6 @@ def _read(images: Dataset[Any], source: ImageData, seed: int) -> tuple[Tensor, T
     if held is not None:
         return held
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(fold(seed, 2))
+        torch.default_generator.manual_seed(seed_of(Stream.CROPS, seed))
         batches = list(DataLoader(images, source.batch_size, num_workers=source.workers))
     return torch.cat([x for x, _ in batches]), torch.cat([labels for _, labels in batches]).long()

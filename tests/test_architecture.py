@@ -11,12 +11,12 @@ import energytl
 
 PACKAGE = Path(energytl.__file__).parent
 LAYERS = (
-    ("allowed", "quiet", "source", "origin", "progress", "strict_yaml"),
+    ("allowed", "quiet", "source", "origin", "progress", "streams", "strict_yaml"),
     ("devices",),
     ("crossbar",),
     ("analog",),
     ("cost",),
-    ("objectives", "optim", "ranges", "data", "models", "results", "streams", "weights"),
+    ("objectives", "optim", "ranges", "data", "models", "results", "seeding", "weights"),
     ("classifier", "callbacks", "convergence", "evaluation", "frontier", "tables", "tasks"),
     ("parser", "plots", "recipe", "report", "device_fit"),
     ("kept_trainings", "training", "points", "rehearsal", "results_page", "features"),

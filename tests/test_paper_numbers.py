@@ -48,6 +48,7 @@ def as_printed(value: float, like: str) -> str:
     return f"{value:.{len(like.partition('.')[2])}f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", TABLES)
 def test_cells_and_delay_of_wangs_tables(number, capsys):
     assert cli.main(["cost", str(RECIPES / f"wang_table{number}_cost.yaml"), "--json", "--data.root=none"]) == 0

@@ -17,7 +17,6 @@ from energytl import (
     convert,
     estimate_batch_norm,
 )
-from energytl.analog.noise import fold
 from energytl.data import Digits
 from energytl.devices.variation import Variation
 from energytl.evaluation import Evaluation, Judged, accuracies, digital_ranks, read_draws
@@ -25,6 +24,7 @@ from energytl.frontier import RhoScale
 from energytl.models import mlp
 from energytl.points import Choice, Points, cheapest, price
 from energytl.recipe import Recipe
+from energytl.streams import Stream, seed_of
 from energytl.training import Trained
 
 IMAGES = 500
@@ -278,7 +278,7 @@ def test_a_point_takes_the_network_of_a_family_that_needs_least(measure):
     (point,), curves, _ = measure(waste, lambda network: None, spoil, max_drop=0.1)
     (alone,), _, _ = measure(lambda network: None, max_drop=0.1)
     assert point["energy_weight"] == 1.0
-    assert point["energy_paper"] == pytest.approx(alone["energy_paper"], rel=0.1)  # by other reads
+    assert point["energy_paper"] == pytest.approx(alone["energy_paper"], rel=0.25)  # chosen by other reads
     (wasteful,), _, _ = measure(waste, max_drop=0.1)
     assert wasteful["energy_paper"] > 1.5 * point["energy_paper"]
     assert list(dict.fromkeys(row["energy_weight"] for row in curves)) == [0, 1, 2]
@@ -311,7 +311,7 @@ def test_norms_are_estimated_anew_at_the_points_rho(measure, with_norm):
         assert point[accuracy] == pytest.approx(right[accuracy], abs=0.02)
     found = points.analog[2].running_var.clone()
     images = points.recipe.data.first_images(2)
-    estimate_batch_norm(points.analog, images, fold(0, 10))
+    estimate_batch_norm(points.analog, images, seed_of(Stream.BATCH_NORM, 0))
     assert torch.equal(points.analog[2].running_var, found)
     assert points.norm_images[1].equal(images[1])
 

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from energytl import tasks
 from energytl.data import CIFAR100, MNIST, Digits, ImageData, ImageFolder
 from energytl.features import Features
 from energytl.models import mlp
 from energytl.recipe import Case, RecipeError, parse, read
+from energytl.streams import Stream, seed_of
 from energytl.tasks import Modified, Reduced, linear_ceiling
 
 
@@ -228,7 +228,7 @@ def of_runs(dataset, runs):
 
 def projected(zeros_and_ones, draws, dimensions=16, seed=0):
     """The first random projections of training and test digits, by numpy, scaled."""
-    generator, found = torch.Generator().manual_seed(tasks.fold(seed, 1)), []
+    generator, found = torch.Generator().manual_seed(seed_of(Stream.PROJECTION, seed)), []
     for _ in range(draws):
         matrix = torch.randn(dimensions, 784, generator=generator).numpy()
         train, test = (x.numpy() @ matrix.T for x, _ in zeros_and_ones)
@@ -237,7 +237,7 @@ def projected(zeros_and_ones, draws, dimensions=16, seed=0):
 
 
 def order_of(run, count=800, seed=0):
-    return torch.randperm(count, generator=torch.Generator().manual_seed(tasks.fold(seed, 1, run))).numpy()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(Stream.RUN_ORDER, seed, run))).numpy()
 
 
 def test_a_run_sees_the_first_elements_of_its_projection(zeros_and_ones):

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.memory_format import has_channels_last
-from energytl.analog.noise import NoiseStream, fold
+from energytl.analog.noise import NoiseStream
 from energytl.analog.partial_sums import seen_sums
 from energytl.analog.quantize import Seen
 from energytl.analog.read import Array, once
 from energytl.analog.samples import collected, hand_over
 from energytl.crossbar.arrays import rows_in_arrays
+from energytl.streams import Stream, seed_of
 
 ADDED = (
     "hardware",
@@ -416,7 +417,7 @@ class AnalogLayer(nn.Module, ABC):
         held = self._rounded(self._scaled(weight))
         if not any(hardware.variation.levels):
             return held, None
-        chip = torch.Generator(weight.device).manual_seed(fold(hardware.chip, self.index, 1))
+        chip = torch.Generator(weight.device).manual_seed(seed_of(Stream.CELLS, hardware.chip, self.index))
         stored = hardware.mapping.stored(held / self.weight_range, hardware.weights)
         cells = hardware.variation.program(stored, hardware.mapping.cell_values, chip)
         significances = cells.new_tensor(hardware.mapping.significances(hardware.weights))

@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from energytl.streams import fold
+
 REMEMBERED = 2**17
 """Reads whose places in the stream are kept, so that a backward pass can compute them again."""
 
@@ -95,21 +97,6 @@ def uniform_int16(count: int, generator: torch.Generator) -> Tensor:
     """So many independent numbers, uniform over all 16-bit integers, (count,) on the generator's device."""
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)  # four numbers a word: far faster
     return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-
-
-def fold(*seeds: int) -> int:
-    """One 62-bit seed from several; different tuples give unrelated streams (splitmix64).
-
-    >>> fold(7) == 7 and fold(1, 2) != fold(2, 1)
-    True
-    """
-    folded = seeds[0]
-    for seed in seeds[1:]:
-        z = (folded * 0x9E3779B97F4A7C15 + seed + 0x9E3779B97F4A7C15) % 2**64
-        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) % 2**64
-        z = ((z ^ z >> 27) * 0x94D049BB133111EB) % 2**64
-        folded = (z ^ z >> 31) % 2**62
-    return folded
 
 
 @cache

@@ -23,7 +23,7 @@ from energytl.analog.fused_noise import add_normal_
 from energytl.analog.integer_product import LARGEST, integers_are_exact
 from energytl.analog.large_conversion import converted_large
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
-from energytl.analog.noise import NoiseStream, fold, normal_like
+from energytl.analog.noise import NoiseStream, normal_like
 from energytl.analog.partial_sums import convert_sums, converted, rounding_variance
 from energytl.analog.quantize import (
     bit_count,
@@ -34,6 +34,7 @@ from energytl.analog.quantize import (
 )
 from energytl.crossbar.converter import Converter
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
+from energytl.streams import Stream, seed_of
 
 
 @dataclass(frozen=True)
@@ -400,7 +401,7 @@ class Frozen(Computation):
         if self.chip is None:
             generator = array.noise.of_read(x.device)
         else:
-            generator = torch.Generator(x.device).manual_seed(fold(self.chip, array.index))
+            generator = torch.Generator(x.device).manual_seed(seed_of(Stream.STATES, self.chip, array.index))
         if array.converter is not None:
             return array.converted(x, array.stored + array.cell_deviation(generator), array.noise.of_read(x.device))
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)

@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_map
 
 from energytl.analog.layers import AnalogLayer, layers_of
 from energytl.analog.mapping import SMALLEST_RANGE
-from energytl.analog.noise import fold
 from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
 from energytl.optim.on_chip import Cells, OnChipOptimizer, refuse_variation
 from energytl.optim.pulses import Lines, PulseTrain
+from energytl.streams import Stream, seed_of
 
 State = dict[str, Any]
 
@@ -129,7 +129,7 @@ class PulsedOptimizer(OnChipOptimizer):
             groups, rows, outputs = layer.matrix_shape
             shape, seed = (groups, outputs, rows), group["seed"]
             if not state:
-                start = torch.Generator(weight.device).manual_seed(fold(seed, number))
+                start = torch.Generator(weight.device).manual_seed(seed_of(Stream.PULSED_CELLS, seed, number))
                 held = weight.detach().float().reshape(shape) / layer.weight_range
                 slots = torch.zeros((), dtype=torch.float64, device=weight.device)
                 state.update({"steps": 0, "samples": 0, "slots": slots, "range": layer.weight_range})
@@ -143,7 +143,7 @@ class PulsedOptimizer(OnChipOptimizer):
                     f"{state['range']:g}: change it before training, or make a new optimizer"
                 )
             state["steps"] += 1
-            generator = torch.Generator(weight.device).manual_seed(fold(seed, number, state["steps"]))
+            generator = torch.Generator(weight.device).manual_seed(seed_of(Stream.PULSES, seed, number, state["steps"]))
             lines = lines_of(layer, x, d)
             extremes = lines.x_max.sum() + lines.d_max.sum()
             if not torch.isfinite(extremes):

@@ -18,11 +18,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from energytl.analog.noise import fold
 from energytl.parser import said_by
 from energytl.progress import Bar
 from energytl.quiet import quiet_libraries
 from energytl.recipe import Case
+from energytl.streams import Stream, seed_of
 from energytl.study.front import front, hypervolumes, points
 from energytl.study.quantities import QUANTITIES
 from energytl.study.settings import Settings, Study, StudyError
@@ -287,7 +287,7 @@ def take(search: Search, trials: optuna.Study, worker: Worker) -> optuna.Trial:
     if search.workers > 1 or search.url is not None:  # workers that ask at the same time must not get the same
         place = hashlib.sha256(f"{os.uname().nodename} {os.getpid()}".encode()).digest()
         seeds.append(int.from_bytes(place[:4], "big"))
-    trials.sampler = search.study.sampler(fold(*seeds) % 2**32)
+    trials.sampler = search.study.sampler(seed_of(Stream.SAMPLER, *seeds) % 2**32)
     trial = trials.ask()
     worker.sign(trial)
     return trial

@@ -87,7 +87,7 @@ def test_what_is_computed_again_finds_the_same_states(computation, way):
     assert not isinstance(computation, Moments | Exact) or not torch.equal(*found[0][0])
 
 
-@pytest.mark.parametrize("way", ["not reentrant", "reentrant"])
+@pytest.mark.parametrize("way", ["not reentrant", pytest.param("reentrant", marks=pytest.mark.slow)])
 def test_large_reads_are_computed_again_as_they_were(way):
     torch.manual_seed(0)
     analog, found = convert(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), Hardware(rho=0.2), seed=0), []

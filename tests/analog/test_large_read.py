@@ -88,7 +88,9 @@ def test_large_reads_have_the_mean_and_the_deviation_of_the_law(layer, hardware,
     assert float((found / deviation - 1).square().mean().sqrt()) < 0.002
 
 
-@pytest.mark.parametrize("layer", ["3x3", "no bias", "linear"])
+@pytest.mark.parametrize(
+    "layer", ["3x3", pytest.param("no bias", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.slow)]
+)
 def test_large_reads_are_normal_about_the_law(layer):
     network, x = layer_and_input(layer, "default")
     expected, deviation = law(network, x)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from energytl.analog.noise import NoiseStream, fold
+from energytl.analog.noise import NoiseStream
+from energytl.streams import fold
 
 COUNT = 200_000
 

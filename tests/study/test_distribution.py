@@ -25,6 +25,7 @@ def settled(trials: optuna.Study, count: int) -> None:
     assert [trial.state for trial in slots(trials.trials)] == [TrialState.COMPLETE] * count
 
 
+@pytest.mark.slow
 def test_four_workers_on_postgresql_of_which_one_is_killed(postgresql, study, study_file, tmp_path, wait_for):
     study_file("killed")
     command = [sys.executable, "-m", "energytl.cli", "search", str(tmp_path / "killed.yaml"), "--storage", postgresql]

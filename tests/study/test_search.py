@@ -301,6 +301,7 @@ def heeding_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(study_file, tmp_path, wait_for):
     """SIGKILL of a worker's and then SIGINT of the command: nothing is lost, nothing counted twice."""
     command = [sys.executable, "-m", "energytl.cli", "search", str(study_file()), "--workers", "2", "--trials", "5"]

@@ -9,6 +9,13 @@ from energytl import cli
 from energytl.study.settings import read_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "search").glob("*.yaml"))
+SLOW = ("energy_accuracy",)  # other search spaces of the same kind run by default
+
+
+def by_size(path):
+    return pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
+
+
 SHORT = ["--pretrain.epochs=1", "--train.epochs=1", "--trainer.limit_train_batches=8", "--evaluation.images=100"]
 
 
@@ -16,7 +23,7 @@ def test_three_studies_ship():
     assert [path.stem for path in STUDIES] == ["cttv2_transfer", "energy_accuracy", "mapping_precision"]
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [by_size(path) for path in STUDIES])
 def test_a_study_runs(path, tmp_path):
     # one thread and few images: the networks are too bad for the constraint, so the front may be empty
     assert cli.main(["search", str(path), "--trials", "2", "--out", str(tmp_path), *SHORT]) == 0
