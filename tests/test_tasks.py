@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from energytl import tasks
 from energytl.data import CIFAR100, MNIST, Digits, ImageData, ImageFolder
 from energytl.features import Features
 from energytl.models import mlp
