@@ -1,6 +1,7 @@
 """The hardware of one layer in one frozen record."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from energytl.allowed import Allowed, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
@@ -21,6 +22,8 @@ class Hardware:
 
     Attributes:
         fluctuation: how a cell fluctuates.
+        law: of which conductance the fluctuation is. `paper`: of ρ·|w| alone, as Wang 2021 counts, so that what holds
+            nothing is silent; `cell`: of the whole cell, g_min included, idle ones too.
         cell: voltage, read length and conductance window of a cell.
         mapping: how a weight is laid down in cells.
         weights: how finely weights are rounded.
@@ -35,6 +38,7 @@ class Hardware:
     """
 
     fluctuation: Fluctuation = Fluctuation()
+    law: Literal["paper", "cell"] = "paper"
     cell: Cell = Cell()
     mapping: Mapping = OneCell()
     weights: WeightFormat = WeightFormat()
@@ -74,6 +78,16 @@ class Hardware:
             raise ValueError("weights.range_by wants rounded weights: set weights.bits or weights.states")
         if self.weights.columns and not self.rounds:
             raise ValueError("weights.columns wants rounded weights: set weights.bits or weights.states")
+
+    @property
+    def idle_siemens(self) -> float:
+        """What an empty cell conducts, S, as far as it fluctuates."""
+        return self.cell.g_min_siemens if self.law == "cell" else 0.0
+
+    @property
+    def read_cells(self) -> Mapping:
+        """The mapping with all cells that fluctuate."""
+        return self.mapping.with_idle_cells() if self.law == "cell" else self.mapping
 
     @property
     def rounds(self) -> bool:

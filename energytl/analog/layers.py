@@ -389,7 +389,8 @@ class AnalogLayer(nn.Module, ABC):
             input_range=input_range,
             bias=None if self.bias is None or self._bias_after else self.bias.to(held.dtype),
             fluctuation=hardware.fluctuation,
-            mapping=hardware.mapping,
+            idle_siemens=hardware.idle_siemens,
+            mapping=hardware.read_cells,
             weights=hardware.weights,
             inputs=hardware.inputs,
             scheme=hardware.read,
@@ -418,9 +419,10 @@ class AnalogLayer(nn.Module, ABC):
         if not any(hardware.variation.levels):
             return held, None
         chip = torch.Generator(weight.device).manual_seed(seed_of(Stream.CELLS, hardware.chip, self.index))
-        stored = hardware.mapping.stored(held / self.weight_range, hardware.weights)
-        cells = hardware.variation.program(stored, hardware.mapping.cell_values, chip)
-        significances = cells.new_tensor(hardware.mapping.significances(hardware.weights))
+        mapping = hardware.read_cells
+        stored = mapping.stored(held / self.weight_range, hardware.weights)
+        cells = hardware.variation.program(stored, mapping.cell_values, chip)
+        significances = cells.new_tensor(mapping.significances(hardware.weights))
         return torch.tensordot(significances, cells, 1) * self.weight_range, cells
 
     @abstractmethod

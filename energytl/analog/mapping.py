@@ -161,6 +161,10 @@ class Mapping(ABC):
         """Cells that hold nothing of this weight but stand, at g_min, on the lines that are read."""
         return 0
 
+    def with_idle_cells(self) -> "Mapping":
+        """The same mapping, whose cells are all that stand on the lines that are read."""
+        return self
+
     def grid(self, weights: WeightFormat) -> Grid | None:
         """What a weight is rounded to, in units of the full range; None: not rounded."""
         return weights.levels if weights.rounds else None
@@ -210,6 +214,27 @@ class DifferentialPair(OneCell):
 
     def idle_cells(self, weights: WeightFormat) -> int:  # noqa: D102
         return 1
+
+    def with_idle_cells(self) -> Mapping:  # noqa: D102
+        return BothCells()
+
+
+@dataclass(frozen=True)
+class BothCells(DifferentialPair):
+    """A differential pair with its idle cell beside the other: what G⁺ and G⁻ hold.
+
+    >>> BothCells().stored(torch.tensor([0.25, -1.0]), WeightFormat()).tolist()
+    [[0.25, -0.0], [-0.0, 1.0]]
+    """
+
+    def significances(self, weights: WeightFormat) -> tuple[float, ...]:  # noqa: D102
+        return (1.0, -1.0)
+
+    def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:  # noqa: D102
+        return torch.stack([u * (u >= 0), -u * (u < 0)])
+
+    def idle_cells(self, weights: WeightFormat) -> int:  # noqa: D102
+        return 0
 
 
 @dataclass(frozen=True)
@@ -366,13 +391,22 @@ class MultilevelPair(MultilevelCell):
         return dict(sorted(found.items()))
 
 
-def read_variance(stored: Tensor, rho: Tensor, significances: tuple[float, ...], noise: Fluctuation) -> Tensor:
+def read_variance(
+    stored: Tensor, rho: Tensor, significances: tuple[float, ...], noise: Fluctuation, idle_siemens: float = 0.0
+) -> Tensor:
     """Variance Σ_c s_c²·a(m_c, ρ)² of one read of each weight, in units of range²; (C, *shape) → shape.
+
+    Args:
+        stored: m_c, in units of the full range.
+        rho: energy coefficient ρ, scalar.
+        significances: s_c.
+        noise: of the cells.
+        idle_siemens: what an empty cell conducts; 0: the paper's law (`amplitude`).
 
     >>> read_variance(torch.tensor([[1.0]]), torch.tensor(1.0), (1.0,), Fluctuation()).sqrt()
     tensor([0.1440])
     """
-    squares = amplitude(stored, rho, noise).square()
+    squares = amplitude(stored, rho, noise, idle_siemens).square()
     if len(significances) == 1:
         return squares[0] * significances[0] ** 2
     return torch.tensordot(squares.new_tensor(significances).square(), squares, 1)

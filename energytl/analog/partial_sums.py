@@ -90,7 +90,7 @@ def seen_sums(array: "Array", x: Tensor, count: int) -> Tensor:
     """
     levels = array.inputs.levels
     integers = (x.detach() * (levels / array.input_range)).round().clamp(-levels, levels)
-    variances = amplitude(array.stored, array.rho, array.fluctuation).square()
+    variances = array.variances
     draw = array.noise.generator(x.device)
     parts = [sums.flatten() for _, sums in _partial_sums(array, integers, array.stored, draw, variances)]
     seen = torch.cat(parts).detach() / array.scheme.drive_levels(array.inputs)

@@ -238,7 +238,8 @@ class Array:
         input_range: the input that the integer `levels` stands for.
         bias: added digitally after the read, or None.
         of_outputs: one number an output → a shape that broadcasts to the outputs.
-        fluctuation, mapping, weights, inputs, scheme: the hardware.
+        fluctuation, mapping, weights, inputs, scheme: the hardware; the mapping with all cells that fluctuate.
+        idle_siemens: what an empty cell conducts, as far as that fluctuates, too; 0: the paper's law.
         noise: source of the random states.
         index: number of the layer in its network.
         multiply: (x, weight, bias) → the layer's product.
@@ -266,6 +267,7 @@ class Array:
     bias: Tensor | None
     of_outputs: Callable[[Tensor], Tensor]
     fluctuation: Fluctuation
+    idle_siemens: float
     mapping: Mapping
     weights: WeightFormat
     inputs: InputFormat
@@ -298,7 +300,17 @@ class Array:
         return once(self.kept, "squares", self._squares)
 
     def _squares(self) -> Tensor:
-        return read_variance(self.stored, self.rho, self.significances, self.fluctuation)
+        return read_variance(self.stored, self.rho, self.significances, self.fluctuation, self.idle_siemens)
+
+    @property
+    def variances(self) -> Tensor:
+        """Variance of one read of each cell, in units of the full range squared; (C, *weight.shape)."""
+        return amplitude(self.stored, self.rho, self.fluctuation, self.idle_siemens).square()
+
+    @property
+    def spread(self) -> Tensor:
+        """What a unit offset of its state adds to each cell, in units of the full range; (C, *weight.shape)."""
+        return signed_amplitude(self.stored, self.rho, self.fluctuation, self.idle_siemens)
 
     @property
     def step(self) -> float:
@@ -329,9 +341,8 @@ class Array:
 
     def cell_deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus what the cells hold, in units of the full range; (*copies, C, *weight.shape)."""
-        stored = self.stored
-        spread = signed_amplitude(stored, self.rho, self.fluctuation)
-        return spread * sample_states((*copies, *stored.shape), self.fluctuation, generator).to(spread)
+        spread = self.spread
+        return spread * sample_states((*copies, *spread.shape), self.fluctuation, generator).to(spread)
 
     def converted(
         self, x: Tensor, cells: Tensor | None, draw: torch.Generator | None, variances: Tensor | None = None
@@ -433,8 +444,7 @@ class Moments(Computation):
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         if array.converter is not None:
             if not self.rounding_as_variance:
-                variances = amplitude(array.stored, array.rho, array.fluctuation).square()
-                return array.converted(x, None, array.noise.of_read(x.device), variances)
+                return array.converted(x, None, array.noise.of_read(x.device), array.variances)
             array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
@@ -475,9 +485,7 @@ class Exact(Computation):
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
         patches = array.unfold(quantised / step)
         _, positions, groups, _ = patches.shape
-        stored = array.stored
-        stored = stored.reshape(len(stored), groups, -1, patches.shape[-1])
-        spread = signed_amplitude(stored, array.rho, array.fluctuation)
+        stored, spread = (y.reshape(len(y), groups, -1, patches.shape[-1]) for y in (array.stored, array.spread))
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
         read = self._read if array.converter is None else self._read_converted
         parts = [read(array, part, stored, spread, generator) for part in patches.split(chunk)]

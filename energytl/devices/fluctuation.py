@@ -3,7 +3,11 @@
 A cell that stores the weight w with energy coefficient ρ returns r_l(w, ρ) = w + a(w, ρ)·c_l in its state l
 (Wang 2021, eq. 7-8). Weights are in units of their layer's full range, so |w| ≤ 1.
 
-Unit of ρ: the conductance, in microsiemens, of a cell that stores the full range: G = ρ·|w|·1 µS.
+Unit of ρ: what a cell of the full range conducts, in microsiemens, above an empty one: G = g_idle + ρ·|w|·1 µS.
+
+Two laws say of which conductance the amplitude is. In the paper's, g_idle is 0: a weight of 0 is silent, and one of
+next to nothing fluctuates by at most itself. In the cell's, g_idle is the empty cell's own conductance, g_min, so that
+noise and energy speak of the same cell: idle cells fluctuate, and what they add to a weight grows as 1/ρ.
 """
 
 import math
@@ -98,23 +102,39 @@ def relative_amplitude(conductance_siemens: Tensor, fluctuation: Fluctuation) ->
     return relative.clamp(max=largest_relative_amplitude(fluctuation))
 
 
-def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
+def amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation, idle_siemens: float = 0.0) -> Tensor:
     """a(w, ρ), the standard deviation of one read of a cell, in units of the layer's full range; shape of weight.
+
+    That is ΔG(G)/(ρ·1 µS), with ΔG = G·`relative_amplitude` and G = g_idle + ρ·|w|·1 µS.
+
+    Args:
+        weight: what cells hold, in units of the full range.
+        rho: energy coefficient ρ, scalar.
+        fluctuation: of the cells.
+        idle_siemens: g_idle, what an empty cell conducts; 0: the paper's law.
 
     >>> amplitude(torch.tensor([0.0, -0.5, 1.0]), torch.tensor(1.0), Fluctuation())
     tensor([0.0000, 0.1255, 0.1440])
+    >>> amplitude(torch.tensor([0.0, -0.5, 1.0]), torch.tensor(1.0), Fluctuation(), 8e-6)
+    tensor([0.1748, 0.1758, 0.1767])
     """
     magnitude = weight.abs()
-    return magnitude * relative_amplitude(magnitude * (rho * SIEMENS_PER_RHO), fluctuation)
+    full = rho * SIEMENS_PER_RHO
+    if not idle_siemens:
+        return magnitude * relative_amplitude(magnitude * full, fluctuation)
+    siemens = idle_siemens + magnitude * full
+    return siemens * relative_amplitude(siemens, fluctuation) / full
 
 
-def signed_amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation) -> Tensor:
-    """a(w, ρ)·sign(w): what a unit offset adds to a weight, as a state moves the conductance, whatever the sign.
+def signed_amplitude(weight: Tensor, rho: Tensor, fluctuation: Fluctuation, idle_siemens: float = 0.0) -> Tensor:
+    """±a(w, ρ): what a unit offset adds to a weight, as a state moves the conductance, whatever the weight's sign.
+
+    Args are those of `amplitude`; the sign of an empty cell is +.
 
     >>> signed_amplitude(torch.tensor([-0.5]), torch.tensor(1.0), Fluctuation())
     tensor([-0.1255])
     """
-    return amplitude(weight, rho, fluctuation) * weight.detach().sign()
+    return torch.where(weight < 0, -1.0, 1.0) * amplitude(weight, rho, fluctuation, idle_siemens)
 
 
 def sample_states(shape: tuple[int, ...] | torch.Size, fluctuation: Fluctuation, generator: torch.Generator) -> Tensor:

@@ -33,7 +33,12 @@ class ColumnRead:
             raise ValueError(f"column_read.span is {self.span}; allowed: above 0")
 
     def __call__(
-        self, weights: Tensor, fluctuation: Fluctuation | None, rho: Tensor, generator: torch.Generator
+        self,
+        weights: Tensor,
+        fluctuation: Fluctuation | None,
+        rho: Tensor,
+        generator: torch.Generator,
+        idle_siemens: float = 0.0,
     ) -> Tensor:
         """Values that reading these cells returns; shape of weights, which are in units of the nominal range.
 
@@ -42,11 +47,12 @@ class ColumnRead:
             fluctuation: of the cells, one state each as in any other read; None: none.
             rho: energy coefficient ρ of the layer.
             generator: of the states and the noise.
+            idle_siemens: what an empty cell conducts, as far as it fluctuates (`Hardware.law`).
         """
         seen = weights
         if fluctuation is not None:
             states = sample_states(weights.shape, fluctuation, generator)
-            seen = seen + signed_amplitude(weights, rho, fluctuation) * states
+            seen = seen + signed_amplitude(weights, rho, fluctuation, idle_siemens) * states
         if self.noise:
             seen = seen + self.noise * torch.randn(weights.shape, generator=generator, device=weights.device)
         if self.bits is None:

@@ -84,11 +84,11 @@ class TikiTakaOptimizer(PulsedOptimizer, ABC):
         pair = self._pair(state)
         rate = self._rate(state, layer, lines)
         rates = pulse_rates(lines, layer.of_arrays(rate), self.train)
-        noiseless = isinstance(layer.hardware.computation, Noiseless)
-        fluctuation = None if noiseless else layer.hardware.fluctuation
+        hardware = layer.hardware
+        fluctuation = None if isinstance(hardware.computation, Noiseless) else hardware.fluctuation
 
         def read(weights: Tensor) -> Tensor:
-            return self.column_read(weights, fluctuation, layer.rho.detach(), generator)
+            return self.column_read(weights, fluctuation, layer.rho.detach(), generator, hardware.idle_siemens)
 
         if self.exact:
             moved = self._learn_in_order(pair, lines, rate.view(-1, 1, 1), images, lr, read, generator)

@@ -67,42 +67,44 @@ def digital_and_image(layer):
     return make(), torch.rand(shape) - 0.25
 
 
-def analog(layer, computation, scheme=SCHEMES[0], correlation=0.0, mapping=OneCell(), seed=0):
+def analog(layer, computation, scheme=SCHEMES[0], correlation=0.0, mapping=OneCell(), of="paper", seed=0):
     noise = dataclasses.replace(NOISE, correlation=correlation)
-    hardware = Hardware(rho=RHO, fluctuation=noise, mapping=mapping, read=scheme, computation=computation)
+    hardware = Hardware(rho=RHO, fluctuation=noise, law=of, mapping=mapping, read=scheme, computation=computation)
     network = convert(digital_and_image(layer)[0], hardware, seed=seed)
     network.input_range = 1.0
     return network
 
 
 @cache
-def outcomes(layer, computation, scheme, correlation, mapping=OneCell(), images=IMAGES):
+def outcomes(layer, computation, scheme, correlation, mapping=OneCell(), of="paper", images=IMAGES):
     """Outputs (images, M) for as many copies of one image."""
     image = digital_and_image(layer)[1]
-    network = analog(layer, computation, scheme, correlation, mapping)
+    network = analog(layer, computation, scheme, correlation, mapping, of)
     with torch.no_grad():
         return network(image.expand(images, *image.shape)).flatten(1)
 
 
-def amplitude(magnitude, rho=RHO):
-    """Standard deviation of a read of one cell, by hand."""
-    return magnitude * (0.0015 + 0.5 / (1 + rho * magnitude / 0.33))
+def amplitude(magnitude, rho=RHO, idle=0.0):
+    """Standard deviation of a read of one cell, by hand; idle: µS of an empty one."""
+    return (magnitude + idle / rho) * (0.0015 + 0.5 / (1 + (rho * magnitude + idle) / 0.33))
 
 
-def cell_variance(u, mapping):
+def cell_variance(u, mapping, of="paper"):
     """Variance of one read of the weight u, by hand."""
+    idle = 8.0 if of == "cell" else 0.0
     if isinstance(mapping, MultilevelPair):
         pairs = [(p, m) for p, m in product((0, 1, 3, 8), repeat=2) if abs(p - m - 8 * u) < 1e-5]
-        return sum(amplitude(cell / 8) ** 2 for cell in min(pairs, key=sum))
+        return sum(amplitude(cell / 8, idle=idle) ** 2 for cell in min(pairs, key=sum))
     if not isinstance(mapping, BitSlices):
-        return amplitude(abs(u)) ** 2
+        other = amplitude(0.0, idle=idle) if isinstance(mapping, DifferentialPair) else 0.0
+        return amplitude(abs(u), idle=idle) ** 2 + other**2
     integer, highest = round(abs(u) * 15), 2**mapping.cell_bits - 1
     digits = [(p, integer >> p & highest) for p in range(0, 4, mapping.cell_bits)]
-    return sum((2**p * highest / 15 * amplitude(digit / highest)) ** 2 for p, digit in digits)
+    return sum((2**p * highest / 15 * amplitude(digit / highest, idle=idle)) ** 2 for p, digit in digits)
 
 
 @cache
-def law(layer, scheme, correlation, mapping=OneCell()):
+def law(layer, scheme, correlation, mapping=OneCell(), of="paper"):
     """Mean (M,) and covariance (M, M) of the outputs, and the integer input (M, T) that each cell adds to each output.
 
     Which integer input meets which cell is the Jacobian of torch's own layer to its weight.
@@ -117,7 +119,7 @@ def law(layer, scheme, correlation, mapping=OneCell()):
 
     inputs = torch.autograd.functional.jacobian(lambda weight: outputs(weight, integers), u).flatten(1)
     scale = network.weight_range / LEVELS
-    squares = torch.tensor([cell_variance(float(w), mapping) for w in u.flatten()], dtype=torch.float64) * scale**2
+    squares = torch.tensor([cell_variance(float(w), mapping, of) for w in u.flatten()], dtype=torch.float64) * scale**2
     independent = torch.tensor(VARIANCE[scheme], dtype=torch.float64)[inputs.abs().round().long()] @ squares
     covariance = correlation * (inputs * squares) @ inputs.T + (1 - correlation) * independent.diag()
     mean = outputs(u * network.weight_range, integers / LEVELS).detach()
@@ -164,9 +166,33 @@ def test_positions_of_one_image_share_correlated_states(layer, correlation):
 @every_scheme
 @pytest.mark.parametrize("mapping", [DifferentialPair(), BitCells(), BitSlices(2), MultilevelPair()], ids=repr)
 @pytest.mark.parametrize("computation", [Exact(), Moments()], ids=["exact", "moments"])
-def test_other_mappings_follow_the_law_of_their_cells(mapping, scheme, computation, assert_moments):
-    mean, covariance, _ = law("strided", scheme, 0.5, mapping)
-    assert_moments(outcomes("strided", computation, scheme, 0.5, mapping), mean, covariance)
+@pytest.mark.parametrize("of", ["paper", "cell"])
+def test_other_mappings_follow_the_law_of_their_cells(mapping, scheme, computation, of, assert_moments):
+    mean, covariance, _ = law("strided", scheme, 0.5, mapping, of)
+    assert_moments(outcomes("strided", computation, scheme, 0.5, mapping, of), mean, covariance)
+
+
+@every_layer
+@every_scheme
+def test_whole_cells_fluctuate_alike_drawn_one_by_one_and_by_moments(
+    layer, scheme, assert_moments, assert_same_distribution
+):
+    mean, covariance, _ = law(layer, scheme, 0.0, DifferentialPair(), "cell")
+    found = [outcomes(layer, way, scheme, 0.0, DifferentialPair(), "cell") for way in (Exact(), Moments())]
+    assert_same_distribution(*found)
+    for samples in found:
+        assert_moments(samples, mean, covariance)
+
+
+def test_an_empty_cell_fluctuates_as_he_measured_and_the_more_the_less_a_full_one_conducts():
+    """ΔG = 0.166 µS + 0.0015·G (He et al., DAC 2019), which the saturation lowers by 2 % at 8 µS."""
+    for rho in (0.1, 1.0, 10.0):
+        layer = convert(nn.Linear(1, 50_000, bias=False), Hardware(rho=rho, law="cell", computation=Exact()), seed=0)
+        layer.input_range, layer.weight_range = 1.0, 1.0
+        with torch.no_grad():
+            layer.weight.zero_()
+            siemens = layer(torch.ones(1, 1)).std() * rho * 1e-6
+        assert float(siemens) == pytest.approx(0.166e-6 + 0.0015 * 8e-6, rel=0.03)
 
 
 @pytest.mark.parametrize("mapping", [OneCell(), BitCells(), MultilevelPair()], ids=repr)
