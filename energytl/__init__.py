@@ -51,6 +51,7 @@ from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.programming import GaussianWrite, Milo2021, Wan2022
+from energytl.devices.sensing import SensingNoise
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,7 @@ __all__ = [
     "Periphery",
     "RepeatedRead",
     "ResetCells",
+    "SensingNoise",
     "SingleRead",
     "WaldenConverter",
     "Wan2022",

@@ -293,6 +293,7 @@ class Points:
         if evaluation.exact_images:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
+        result["law"] = hardware.law
         if any(hardware.variation.levels):
             result["varies"] = True
         if trained.activities:

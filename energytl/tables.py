@@ -287,11 +287,33 @@ def notes(results: dict[str, Result]) -> list[str]:
             f"of several seeds: medians over them{', and the least and the largest energy' * searched}; what figures "
             "show of layers, iterations and the search is the first's"
         )
-    first = next(iter(results.values()))
-    lines.append("not modelled: " + "; ".join(first["not_modelled"]))
+    lines += _shared_and_own({case: (LAWS[r["law"]],) for case, r in merged.items() if "law" in r}, "")
+    lines += _shared_and_own({case: tuple(r["not_modelled"]) for case, r in merged.items()}, "not modelled")
     if len(_training_rows(results)) > 1:
         lines.append("not modelled in training on the chip: " + "; ".join(TRAINING_NOT_MODELLED))
     return lines
+
+
+LAWS = {
+    "paper": "ρ·|w| alone fluctuates (hardware.law: paper): idle cells, and what cells conduct beside it, do not",
+    "cell": "whole cells fluctuate, idle ones too (hardware.law: cell)",
+}
+
+
+def _shared_and_own(said: dict[str, tuple[str, ...]], head: str) -> list[str]:
+    """What is said of all cases in one line, and what is said of some only, with their names.
+
+    >>> _shared_and_own({"a": ("x", "y"), "b": ("x",)}, "not modelled")
+    ['not modelled: x', 'not modelled in a: y']
+    """
+    lines = []
+    for what in dict.fromkeys(what for words in said.values() for what in words):
+        cases = [case for case, words in said.items() if what in words]
+        where = "" if len(cases) == len(said) else f" in {', '.join(cases)}"
+        lines.append((head + where, what))
+    heads = dict.fromkeys(place for place, _ in lines)
+    joined = [(place.strip(), "; ".join(what for own, what in lines if own == place)) for place in heads]
+    return [f"{place}: {what}" if place else what for place, what in joined]
 
 
 def findings(results: dict[str, Result]) -> list[str]:

@@ -10,6 +10,7 @@ from energytl.crossbar.arrays import Arrays
 from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.sensing import SensingNoise
 from energytl.devices.variation import Variation
 
 ROUNDING = 1 + 1e-6
@@ -29,6 +30,7 @@ class Hardware:
         weights: how finely weights are rounded.
         inputs: how finely inputs are rounded.
         read: what the hardware does to read.
+        sensing_noise: of the cells' resistance and of the amplifiers; None: none.
         arrays: size of the arrays that a layer's matrix is cut into.
         converter: how the partial sums of each array are converted; None: ideal converters, whatever their price.
         computation: how the simulation draws the outcome.
@@ -44,6 +46,7 @@ class Hardware:
     weights: WeightFormat = WeightFormat()
     inputs: InputFormat = InputFormat()
     read: ReadScheme = SingleRead()
+    sensing_noise: SensingNoise | None = None
     arrays: Arrays = Arrays()
     converter: Converter | None = None
     computation: Computation = Moments()

@@ -11,6 +11,7 @@ from energytl.analog.fused_conversion import add_converted_
 from energytl.analog.integer_product import LARGEST, integers_are_exact
 from energytl.analog.partial_sums import converter_ranges, variance_floor
 from energytl.analog.quantize import round_to_integers
+from energytl.analog.sensing import sums_variance
 
 if TYPE_CHECKING:
     from energytl.analog.read import Array, InputFormat, ReadScheme
@@ -55,6 +56,7 @@ def converted_large(
                 steps[number : number + 1] if len(steps) > 1 else steps,
                 units[phase] * significance * array.unit,
                 floor,
+                None if array.sensing_noise is None else sums_variance(array, phase)[number, column],
                 array.converter,
                 draw,
             )

@@ -17,9 +17,10 @@ from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.memory_format import has_channels_last
 from energytl.analog.noise import NoiseStream
+from energytl.analog.once import once
 from energytl.analog.partial_sums import seen_sums
 from energytl.analog.quantize import Seen
-from energytl.analog.read import Array, once
+from energytl.analog.read import Array
 from energytl.analog.samples import collected, hand_over
 from energytl.crossbar.arrays import rows_in_arrays
 from energytl.streams import Stream, seed_of
@@ -394,6 +395,8 @@ class AnalogLayer(nn.Module, ABC):
             weights=hardware.weights,
             inputs=hardware.inputs,
             scheme=hardware.read,
+            cell=hardware.cell,
+            sensing_noise=hardware.sensing_noise,
             noise=self.noise,
             index=self.index,
             of_outputs=self.of_outputs,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from energytl.analog.mapping import smallest_weight
 from energytl.analog.noise import normal_like
+from energytl.analog.once import once
+from energytl.analog.sensing import sums_variance
 from energytl.devices.fluctuation import amplitude
 
 if TYPE_CHECKING:
@@ -104,13 +106,26 @@ def _partial_sums(
     columns, significances = array.mapping.sensed(cells, array.weights)
     spreads = None if variances is None else array.mapping.sensed_variances(variances, array.weights)
     scheme, inputs = array.scheme, array.inputs
-    for unit, (drive, squares) in zip(scheme.conversions(inputs), scheme.drives(integers, inputs), strict=True):
+    units, drives = scheme.conversions(inputs), scheme.drives(integers, inputs)
+    for phase, (unit, (drive, squares)) in enumerate(zip(units, drives, strict=True)):
         for number, significance in enumerate(significances):
             sums = array.partial_sums(drive, columns[number])
+            added = None if draw is None else _sensing_variance(array, phase, number, sums.dim())
             if spreads is not None and draw is not None:
-                variance = array.partial_sums(squares(), spreads[number])
-                sums = sums + normal_like(sums, draw) * (variance + variance_floor(array)).sqrt()
+                variance = array.partial_sums(squares(), spreads[number]) + variance_floor(array)
+                sums = sums + normal_like(sums, draw) * (variance if added is None else variance + added).sqrt()
+            elif added is not None and draw is not None:
+                sums = sums + normal_like(sums, draw) * added.sqrt()
             yield unit * significance, sums
+
+
+def _sensing_variance(array: "Array", phase: int, column: int, dims: int) -> Tensor | None:
+    """What noise of sensing adds to the partial sums of a phase and column, which have so many dimensions, or None."""
+    if array.sensing_noise is None:
+        return None
+    sums = once(array.kept, f"sensing of phase {phase}", lambda: sums_variance(array, phase))
+    added = torch.stack([array.of_outputs(each) for each in sums[:, column]])
+    return added.view(len(added), *[1] * (dims - added.dim()), *added.shape[1:])
 
 
 def variance_floor(array: "Array") -> float:

@@ -24,6 +24,7 @@ from energytl.analog.integer_product import LARGEST, integers_are_exact
 from energytl.analog.large_conversion import converted_large
 from energytl.analog.mapping import Mapping, WeightFormat, integer_levels, read_variance, smallest_weight
 from energytl.analog.noise import NoiseStream, normal_like
+from energytl.analog.once import once
 from energytl.analog.partial_sums import convert_sums, converted, rounding_variance
 from energytl.analog.quantize import (
     bit_count,
@@ -32,8 +33,11 @@ from energytl.analog.quantize import (
     gradient_inside,
     round_to_integers,
 )
+from energytl.analog.sensing import output_variance, sums_variance
 from energytl.crossbar.converter import Converter
+from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
+from energytl.devices.sensing import SensingNoise
 from energytl.streams import Stream, seed_of
 
 
@@ -98,6 +102,10 @@ class ReadScheme(ABC):
     def drive_levels(self, inputs: InputFormat) -> int:
         """Steps of the drive of one such phase: the input's own, or one, of a bit."""
         return inputs.levels
+
+    def charges(self, inputs: InputFormat) -> tuple[float, ...]:
+        """The integer input that the charge of a fully driven cell stands for, in each read of the cells."""
+        return tuple(unit * self.drive_levels(inputs) for unit in self.conversions(inputs))
 
     def bits_apart(self) -> bool:
         """Whether such phases are the bits of the input, lowest first; else each drives with the whole input."""
@@ -208,6 +216,9 @@ class BitSerialRead(ReadScheme):
     def drive_levels(self, inputs: InputFormat) -> int:  # noqa: D102
         return inputs.levels if self.analog_accumulation else 1
 
+    def charges(self, inputs: InputFormat) -> tuple[float, ...]:  # noqa: D102
+        return tuple(2.0**p for p in range(inputs.bits))
+
     def bits_apart(self) -> bool:  # noqa: D102
         return not self.analog_accumulation
 
@@ -238,7 +249,8 @@ class Array:
         input_range: the input that the integer `levels` stands for.
         bias: added digitally after the read, or None.
         of_outputs: one number an output → a shape that broadcasts to the outputs.
-        fluctuation, mapping, weights, inputs, scheme: the hardware; the mapping with all cells that fluctuate.
+        cell, sensing_noise, fluctuation, weights, inputs, scheme: the hardware.
+        mapping: with all cells that fluctuate.
         idle_siemens: what an empty cell conducts, as far as that fluctuates, too; 0: the paper's law.
         noise: source of the random states.
         index: number of the layer in its network.
@@ -266,6 +278,8 @@ class Array:
     input_range: float
     bias: Tensor | None
     of_outputs: Callable[[Tensor], Tensor]
+    cell: Cell
+    sensing_noise: SensingNoise | None
     fluctuation: Fluctuation
     idle_siemens: float
     mapping: Mapping
@@ -313,6 +327,11 @@ class Array:
         return signed_amplitude(self.stored, self.rho, self.fluctuation, self.idle_siemens)
 
     @property
+    def sensing_variance(self) -> Tensor | None:
+        """Variance of each output by noise of sensing, (O,), as `analog.sensing` has it; None: no such noise."""
+        return None if self.sensing_noise is None else once(self.kept, "sensing", lambda: output_variance(self))
+
+    @property
     def step(self) -> float:
         """What the integer input 1 stands for."""
         return self.input_range / self.inputs.levels
@@ -339,6 +358,12 @@ class Array:
         shape = (-1, *[1] * self.weight.dim())
         return (significances.view(shape) * cells).sum(len(copies)) * self.full_range
 
+    def sensed(self, outcome: Tensor, generator: torch.Generator) -> Tensor:
+        """The outcome of a read with the noise of sensing."""
+        if self.sensing_variance is None:
+            return outcome
+        return outcome + normal_like(outcome, generator) * self.of_outputs(self.sensing_variance.sqrt() * self.unit)
+
     def cell_deviation(self, generator: torch.Generator, copies: tuple[int, ...] = ()) -> Tensor:
         """Random read minus what the cells hold, in units of the full range; (*copies, C, *weight.shape)."""
         spread = self.spread
@@ -363,20 +388,6 @@ class Array:
         product = converted(self, scaled + (scaled.round() - scaled).detach(), cells, draw, variances)
         product = product * (step * self.full_range)
         return product if self.bias is None else product + self.of_outputs(self.bias)
-
-
-def once(kept: dict[str, Any] | None, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """What was kept under the name, or else is made now, and kept if anything is.
-
-    >>> kept = {}
-    >>> once(kept, "one", lambda: 1), once(kept, "one", lambda: 2), once(None, "one", lambda: 3)
-    (1, 1, 3)
-    """
-    if kept is None:
-        return make()
-    if name not in kept:
-        kept[name] = make()
-    return kept[name]
 
 
 class Computation(ABC):
@@ -416,7 +427,8 @@ class Frozen(Computation):
         if array.converter is not None:
             return array.converted(x, array.stored + array.cell_deviation(generator), array.noise.of_read(x.device))
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        return array.multiply(quantised, array.weight + array.deviation(generator), array.bias)
+        outcome = array.multiply(quantised, array.weight + array.deviation(generator), array.bias)
+        return outcome if array.sensing_noise is None else array.sensed(outcome, array.noise.of_read(x.device))
 
 
 @dataclass(frozen=True)
@@ -448,13 +460,14 @@ class Moments(Computation):
             array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
         held = correlation > 0 and array.positions > 1
-        generator = array.noise.of_read(x.device)
+        generator, added = array.noise.of_read(x.device), array.sensing_variance
+        tensors = array.weight, array.squares, added, array.bias
         if not is_large(x):
-            outcome: Tensor = _ReadMoments.apply(x, array.weight, array.squares, array.bias, array, held, generator)
+            outcome: Tensor = _ReadMoments.apply(x, *tensors, array, held, generator)
         elif torch.is_grad_enabled():
-            outcome = _LargeReadMoments.apply(x, array.weight, array.squares, array.bias, array, held, generator)
+            outcome = _LargeReadMoments.apply(x, *tensors, array, held, generator)
         else:
-            outcome, _ = _draw_large(x, array.squares, array, held, generator, wants_slope=False)
+            outcome, _ = _draw_large(x, array.squares, added, array, held, generator, wants_slope=False)
         if not held or not len(x):
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
@@ -490,7 +503,8 @@ class Exact(Computation):
         read = self._read if array.converter is None else self._read_converted
         parts = [read(array, part, stored, spread, generator) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)
-        return array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
+        outcome = array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
+        return outcome if array.converter is not None else array.sensed(outcome, generator)
 
     def _read(
         self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
@@ -516,8 +530,11 @@ class Exact(Computation):
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
         for (phase, cell), parts in sums.items():
             significance = array.significances[cell] if apart else 1.0
-            unit = units[phase]
-            total = total + convert_sums(array, parts / unit, unit * significance, generator)
+            unit, steps = units[phase], parts / units[phase]
+            if array.sensing_noise is not None:
+                noise = sums_variance(array, phase)[:, cell].sqrt().view(len(parts), 1, 1, *stored.shape[1:3])
+                steps = steps + noise * torch.randn(steps.shape, generator=generator, device=steps.device)
+            total = total + convert_sums(array, steps, unit * significance, generator)
         return total
 
     def _currents(
@@ -592,10 +609,10 @@ def _variance_floor(array: Array) -> Tensor:
 class _ReadMoments(torch.autograd.Function):
     """Σ w·x + unit·√(Σ s·v(n))·ε, n the integers that x is rounded to, with two products forward and four backward.
 
-    Inputs: x; weight w and its variance s in units of the range squared, both of the layer's weight shape; bias or
-    None; the Array; whether the correlated part is held elsewhere; what draws ε. What is kept for the backward pass is
-    x, the two weights and one number per output; rounded inputs are computed again. The slope of v is that of the
-    parabola through 0 and full scale.
+    Inputs: x; weight w and its variance s in units of the range squared, both of the layer's weight shape; what is
+    added to the variance of each output, or None; bias or None; the Array; whether the correlated part is held
+    elsewhere; what draws ε. What is kept for the backward pass is x, the two weights and one number per output; rounded
+    inputs are computed again. The slope of v is that of the parabola through 0 and full scale.
     """
 
     @staticmethod
@@ -604,6 +621,7 @@ class _ReadMoments(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         squares: Tensor,
+        added: Tensor | None,
         bias: Tensor | None,
         array: Array,
         held: bool,
@@ -613,7 +631,8 @@ class _ReadMoments(torch.autograd.Function):
         integers, variance = _encode(x, array, held)
         product = array.multiply(integers, weight * array.step, bias)
         del integers
-        deviation = array.multiply(variance, squares, _variance_floor(array)).sqrt_()
+        floor = _variance_floor(array)
+        deviation = array.multiply(variance, squares, floor if added is None else floor + added).sqrt_()
         del variance
         normal = normal_like(product, generator)
         product.addcmul_(normal, deviation, value=array.unit)
@@ -624,10 +643,10 @@ class _ReadMoments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Gradients to x, weight, squares and bias."""
+        """Gradients to x, weight, squares, added and bias."""
         x, weight, squares, slope = ctx.saved_tensors
         array = ctx.array
-        wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_squares, wants_added, wants_bias, *_ = ctx.needs_input_grad
         integers, variance = _encode(x, array, ctx.held)
         grad_x, grad_weight = array.multiply_backward(grad, integers, weight, wants_x, wants_weight)
         grad_deviation = (slope * grad).mul_(0.5 * array.unit)
@@ -637,7 +656,8 @@ class _ReadMoments(torch.autograd.Function):
             grad_x = gradient_inside(grad_x, x, array.input_range)
         grad_weight = None if grad_weight is None else grad_weight.mul_(array.step)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
-        return grad_x, grad_weight, grad_squares, grad_bias, None, None, None
+        grad_added = array.bias_gradient(grad_deviation) if wants_added else None
+        return grad_x, grad_weight, grad_squares, grad_added, grad_bias, None, None, None
 
 
 def _encode(x: Tensor, array: Array, held: bool) -> tuple[Tensor, Tensor]:
@@ -668,13 +688,14 @@ class _LargeReadMoments(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         squares: Tensor,
+        added: Tensor | None,
         bias: Tensor | None,
         array: Array,
         held: bool,
         generator: torch.Generator,
     ) -> Tensor:
         """Draw the outcome of one read."""
-        outcome, slope = _draw_large(x, squares, array, held, generator, wants_slope=True)
+        outcome, slope = _draw_large(x, squares, added, array, held, generator, wants_slope=True)
         ctx.save_for_backward(x, weight, squares, slope)
         ctx.array, ctx.held = array, held
         return outcome
@@ -682,10 +703,10 @@ class _LargeReadMoments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Gradients to x, weight, squares and bias."""
+        """Gradients to x, weight, squares, added and bias."""
         x, weight, squares, slope = ctx.saved_tensors
         array = ctx.array
-        wants_x, wants_weight, wants_squares, wants_bias, *_ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_squares, wants_added, wants_bias, *_ = ctx.needs_input_grad
         step, compact = array.step, compact_dtype()
         integers, variance = _rounded(x, array, ctx.held, compact)
         grad_bias = array.bias_gradient(grad) if wants_bias else None
@@ -702,11 +723,18 @@ class _LargeReadMoments(torch.autograd.Function):
             )
         grad_weight = None if mean_weight is None else mean_weight.float().mul_(step)
         grad_squares = None if grad_squares is None else grad_squares.float()
-        return grad_x, grad_weight, grad_squares, grad_bias, None, None, None
+        grad_added = array.bias_gradient(by_variance).float() if wants_added else None
+        return grad_x, grad_weight, grad_squares, grad_added, grad_bias, None, None, None
 
 
 def _draw_large(
-    x: Tensor, squares: Tensor, array: Array, held: bool, generator: torch.Generator, wants_slope: bool
+    x: Tensor,
+    squares: Tensor,
+    added: Tensor | None,
+    array: Array,
+    held: bool,
+    generator: torch.Generator,
+    wants_slope: bool,
 ) -> tuple[Tensor, Tensor]:
     """Outcome of the read and, if wanted, its slope to the variance (compact)."""
     step = array.step
@@ -719,7 +747,8 @@ def _draw_large(
     else:
         integers, variance = _rounded(x, array, held, torch.float32)
         mean = array.multiply(integers, array.weight * step, array.bias)
-    variance = array.multiply(variance, squares.to(compact_dtype()), None)
+    added = None if added is None else added.to(compact_dtype())
+    variance = array.multiply(variance, squares.to(compact_dtype()), added)
     slope = add_normal_(mean, variance, array.unit, float(_variance_floor(array)[0]), generator, wants_slope)
     return mean, slope
 

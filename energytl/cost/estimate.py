@@ -18,7 +18,7 @@ from energytl.cost.energy import (
     row_driver_energy,
     shift_add_energy,
 )
-from energytl.cost.periphery import IDEAL_CONVERTERS, NOT_MODELLED, Periphery
+from energytl.cost.periphery import IDEAL_CONVERTERS, NOT_MODELLED, SILENT_SENSING, Periphery
 from energytl.cost.training import Activity, TrainingCost, training_cost
 
 
@@ -176,8 +176,12 @@ def estimate(
                 _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)
                 for name, layer in layers.items()
             )
-        converted = all(layer.hardware.converter is not None for layer in inputs)
-        return Cost(costs, not_modelled=NOT_MODELLED if converted else (*NOT_MODELLED, IDEAL_CONVERTERS))
+        missing = [
+            what
+            for name, what in (("converter", IDEAL_CONVERTERS), ("sensing_noise", SILENT_SENSING))
+            if any(getattr(layer.hardware, name) is None for layer in inputs)
+        ]
+        return Cost(costs, not_modelled=(*NOT_MODELLED, *missing))
     finally:
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
@@ -225,7 +229,7 @@ def mean_cost(costs: list[Cost]) -> Cost:
             if field.name.startswith("energy_")
         }
         layers.append(LayerCost(**{**asdict(same[0]), **energies}))
-    return Cost(tuple(layers), not_modelled=costs[0].not_modelled)
+    return Cost(tuple(layers), not_modelled=tuple(dict.fromkeys(what for cost in costs for what in cost.not_modelled)))
 
 
 def _layer_cost(

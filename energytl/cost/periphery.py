@@ -10,9 +10,11 @@ NOT_MODELLED = (
     "input buffers, bus and network on chip",
     "digital layers: normalisation, activation, pooling, softmax, products of activations in attention",
     "wire resistance, leakage, clock",
-    "noise of reads other than the cells' fluctuation (thermal, of converters), which would bound ρ from below",
 )
 """What no number of energytl contains."""
+
+SILENT_SENSING = "noise of sensing (hardware.sensing_noise is null): thermal, of amplifiers; it bounds ρ from below"
+"""What accuracy does not contain without it."""
 
 IDEAL_CONVERTERS = "rounding by the converters (hardware.converter is null: accuracy is that of ideal ones)"
 """What accuracy does not contain without converters of its own, however many bits are priced."""
