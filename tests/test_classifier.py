@@ -57,7 +57,7 @@ def test_a_price_lowers_the_energy_and_a_higher_price_more():
 @pytest.mark.parametrize("rho", [1.0, 10.0])
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_loss_is_the_tasks_plus_the_price_of_the_energy(rho, relative):
-    silent = Hardware(rho=rho, fluctuation=Fluctuation(intensity=0.0))
+    silent = Hardware(rho=rho, fluctuation=Fluctuation(intensity=0.0), sensing_noise=None)
     network = convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), silent, seed=0)
     module = Classifier(network, 2, torch.optim.SGD, objective=Objective(energy_weight=0.25, relative=relative))
     module.log = lambda *args, **kwargs: None
@@ -107,7 +107,7 @@ def test_distillation_is_the_divergence_from_the_softened_teacher(temperature):
 def silent_step(objective, teacher=None):
     """A silent network's batch, logits and loss."""
     torch.manual_seed(0)
-    silent = Hardware(rho=3.0, fluctuation=Fluctuation(intensity=0.0))
+    silent = Hardware(rho=3.0, fluctuation=Fluctuation(intensity=0.0), sensing_noise=None)
     network = convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), silent, seed=0)
     module = Classifier(network, 2, torch.optim.SGD, objective=objective, teacher=teacher)
     module.log = lambda *args, **kwargs: None

@@ -40,13 +40,13 @@ class Hardware:
     """
 
     fluctuation: Fluctuation = Fluctuation()
-    law: Literal["paper", "cell"] = "paper"
+    law: Literal["paper", "cell"] = "cell"
     cell: Cell = Cell()
     mapping: Mapping = OneCell()
     weights: WeightFormat = WeightFormat()
     inputs: InputFormat = InputFormat()
     read: ReadScheme = SingleRead()
-    sensing_noise: SensingNoise | None = None
+    sensing_noise: SensingNoise | None = SensingNoise()
     arrays: Arrays = Arrays()
     converter: Converter | None = None
     computation: Computation = Moments()

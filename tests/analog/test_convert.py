@@ -313,7 +313,7 @@ def test_a_copy_is_independent_and_goes_on_where_the_original_stands(small, imag
 @pytest.mark.parametrize("computation", [Moments(), Exact(), Frozen(), Frozen(chip=1)], ids=repr)
 def test_a_seed_decides_the_outputs_and_torchs_seed_does_not(small, images, computation):
     small.eval()
-    hardware, outputs = Hardware(computation=computation), []
+    hardware, outputs = Hardware(computation=computation, sensing_noise=None), []
     for network_seed, torch_seed in ((0, 0), (0, 1), (1, 0)):
         analog = convert(small, hardware, seed=network_seed)
         torch.manual_seed(torch_seed)

@@ -1,17 +1,18 @@
 """Large reads on the CPU, in bytes and compact numbers with fused kernels, against the small ones and the law."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
+import energytl
 from energytl import (
     BitCells,
     BitSerialRead,
     Fluctuation,
-    Hardware,
     InputFormat,
     MultilevelPair,
     RepeatedRead,
@@ -20,6 +21,9 @@ from energytl import (
 )
 from energytl.analog import fused, fused_noise, read
 from energytl.analog.mapping import read_variance
+
+Hardware = partial(energytl.Hardware, law="paper", sensing_noise=None)
+"""What is calculated by hand below."""
 
 LAYERS = {
     "3x3": (lambda: nn.Conv2d(8, 16, 3, padding=1), (64, 8, 24, 24)),

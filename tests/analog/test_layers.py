@@ -2,19 +2,20 @@
 
 import dataclasses
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+import energytl
 from energytl import (
     BitCells,
     BitSerialRead,
     Exact,
     Fluctuation,
     Frozen,
-    Hardware,
     Moments,
     Noiseless,
     OneCell,
@@ -25,6 +26,9 @@ from energytl import (
 )
 from energytl.analog.noise import normal_like
 from energytl.devices.fluctuation import sample_states
+
+Hardware = partial(energytl.Hardware, law="paper", sensing_noise=None)
+"""What is calculated by hand below."""
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import pytest
@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+import energytl
 from energytl import (
     BitCells,
     BitSerialRead,
@@ -21,7 +22,6 @@ from energytl import (
     Exact,
     Fluctuation,
     Frozen,
-    Hardware,
     InputFormat,
     Moments,
     MultilevelPair,
@@ -34,6 +34,9 @@ from energytl import (
 )
 from energytl.analog.read import read_variance_of_inputs
 from energytl.devices.variation import Variation
+
+Hardware = partial(energytl.Hardware, law="paper", sensing_noise=None)
+"""What is calculated by hand below."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
