@@ -66,8 +66,8 @@ BINS = 81
 LEAST_FACTOR = 1e-4
 """Smallest common factor on ρ that is tried."""
 
-BUDGET_ROUNDS = 3
-"""How often what a budget's ρ spends is measured, and ρ put right."""
+BUDGET_ROUNDS, BUDGET_MISSED = 8, 1e-3
+"""How often, at most, what a budget's ρ spends is measured, and ρ put right; and by how much it may be missed."""
 
 
 @dataclass
@@ -224,11 +224,18 @@ class Points:
         chosen = max(range(len(candidates)), key=lambda i: candidates[i].curve.at(factors[i]))
         candidate, log_factor = candidates[chosen], factors[chosen]
         self._load(candidate.trained)
-        for _ in range(BUDGET_ROUNDS):  # noise enlarges activations, so energy is not just proportional to ρ
+        slope, before = 1.0, (0.0, 0.0)  # of ln energy: noise enlarges activations, so it is not just that of ln ρ
+        for number in range(BUDGET_ROUNDS):
             self._set(candidate.number, candidate.scale, log_factor)
             cost = price(self.analog, self.recipe.data, self.evaluation.cost_batches, self.recipe)
             assert cost.energy_paper is not None  # there are test images
-            log_factor = min(log_factor + math.log(budget / cost.energy_paper), candidate.scale.highest)
+            over = math.log(cost.energy_paper / budget)
+            if abs(over) < BUDGET_MISSED:
+                break
+            if number and log_factor != before[0]:
+                slope = min(max((over - before[1]) / (log_factor - before[0]), 0.2), 2.0)
+            before = log_factor, over
+            log_factor = min(log_factor - over / slope, candidate.scale.highest)
         return Choice(candidate, log_factor, self.held_out.accuracy - candidate.curve.at(log_factor))
 
     def _load(self, trained: Trained) -> None:
