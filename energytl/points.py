@@ -54,6 +54,7 @@ from energytl.evaluation import (
 from energytl.frontier import OWN_BEST, Curve, RhoScale, search, trace
 from energytl.recipe import Recipe
 from energytl.results import Result
+from energytl.seeding import apart
 from energytl.streams import Stream, seed_of
 from energytl.training import Trained
 
@@ -362,14 +363,18 @@ def histogram(layer: AnalogLayer) -> dict[str, Any]:
 
 
 def price(analog: nn.Module, data: ImageData, batches: int, recipe: Recipe) -> Cost:
-    """Cost for one image: the mean over so many batches, spread over the test set; of a blank image without data."""
+    """Cost for one image: the mean over so many batches, spread over the test set; of a blank image without data.
+
+    Its reads are always the same, and those of a training or a measurement go on as if there had been none.
+    """
     device = next(analog.parameters()).device
-    if data.test_set is None:
-        blank = torch.zeros(1, *data.shape, device=device)
-        cost = estimate(analog, blank, recipe.periphery, blank=True)
-    else:
-        spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
-        cost = mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
+    with apart(analog, Stream.COST, recipe.seed):
+        if data.test_set is None:
+            blank = torch.zeros(1, *data.shape, device=device)
+            cost = estimate(analog, blank, recipe.periphery, blank=True)
+        else:
+            spread = data.test_dataloader(batches * data.batch_size)  # the first images may all be of one class
+            cost = mean_cost([estimate(analog, x.to(device), recipe.periphery) for x, _ in spread])
     return replace(cost, not_modelled=cost.not_modelled + data.not_modelled)
 
 

@@ -20,6 +20,7 @@ class Stream(Enum):
     BATCH_NORM = "reads that the norms' statistics are of"
     CONFIRMATION = "reads of the test images that nothing was chosen by"
     CHIPS = "the chips that are measured"
+    COST = "reads that a network is priced by"
     EXACT = "a state for every cell"
     FEATURES = "images and chip that features are made from"
     FEATURE_READS = "read noise of the network that makes features"
