@@ -21,6 +21,7 @@ from energytl.analog.convert import (
     to_digital,
 )
 from energytl.analog.hardware import Hardware
+from energytl.analog.held import conductances
 from energytl.analog.mapping import (
     BitCells,
     BitSlices,
@@ -49,8 +50,17 @@ from energytl.crossbar.arrays import Arrays
 from energytl.crossbar.converter import CalibratedRange, Converter, FullRange, GranularRange
 from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
 from energytl.devices.cell import Cell
+from energytl.devices.drift import CmoHfoxRelaxation, Drift, PcmDrift, RramRelaxation
 from energytl.devices.fluctuation import Fluctuation
-from energytl.devices.programming import GaussianWrite, Milo2021, Wan2022
+from energytl.devices.programming import (
+    Falcone2025,
+    GaussianWrite,
+    Milo2021,
+    Nandakumar2019,
+    Stuck,
+    Variation,
+    Wan2022,
+)
 from energytl.devices.sensing import SensingNoise
 
 __version__ = "0.1.0"
@@ -62,10 +72,13 @@ __all__ = [
     "BitSlices",
     "CalibratedRange",
     "Cell",
+    "CmoHfoxRelaxation",
     "Converter",
     "Cost",
     "DifferentialPair",
+    "Drift",
     "Exact",
+    "Falcone2025",
     "Fluctuation",
     "Frozen",
     "FullRange",
@@ -79,18 +92,24 @@ __all__ = [
     "Moments",
     "MultilevelCell",
     "MultilevelPair",
+    "Nandakumar2019",
     "Noiseless",
     "OneCell",
+    "PcmDrift",
     "Periphery",
     "RepeatedRead",
     "ResetCells",
+    "RramRelaxation",
     "SensingNoise",
     "SingleRead",
+    "Stuck",
+    "Variation",
     "WaldenConverter",
     "Wan2022",
     "WeightFormat",
     "analog_layers",
     "calibrate",
+    "conductances",
     "configure",
     "convert",
     "estimate",

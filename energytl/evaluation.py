@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from energytl.allowed import COUNT, COUNT_OR_0, SEED, Allowed, check
 from energytl.analog.convert import analog_layers, configure, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
-from energytl.devices.variation import Variation
+from energytl.devices.drift import Drift
+from energytl.devices.programming import Stuck
 from energytl.progress import Bar
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -23,8 +25,8 @@ class Evaluation:
     Attributes:
         reads: Monte Carlo runs over read noise, each over all test images.
         first_read: number of the first of them; other numbers are other noise, independent of that of an earlier run.
-        chips: Monte Carlo runs on chips of their own: other deviations of the cells (hardware.variation), each of which
-            keeps one state of its telegraph noise, unless reads are computed without noise.
+        chips: Monte Carlo runs on chips of their own: other errors in the cells (hardware.programming, stuck), each of
+            which keeps one state of its telegraph noise, unless reads are computed without noise.
         top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (expected of a read) is so far below the digital network's:
@@ -128,6 +130,10 @@ class Draw:
     nominal: bool = False
 
 
+AS_WRITTEN: dict[str, Any] = {"programming": None, "stuck": Stuck(), "drift": Drift()}
+"""Fields of the hardware of which cells hold what they should, but for wires."""
+
+
 def rank(outputs: Tensor, labels: Tensor) -> Tensor:
     """How many classes are preferred to an image's own: 0 is a correct classification, below k is top-k. Int64 (N,).
 
@@ -155,7 +161,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
         label: of the progress bar; empty for none.
     """
     layers = list(analog_layers(network).values())
-    before = {name: getattr(layers[0].hardware, name) for name in ("computation", "chip", "variation")}
+    before = {name: getattr(layers[0].hardware, name) for name in ("computation", "chip", *AS_WRITTEN)}
     rows = []
     try:
         with inference(network), unchanging(network):
@@ -165,7 +171,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
                 for draw in draws:
                     changes = before | {"computation": draw.computation}
                     changes |= {} if draw.chip is None else {"chip": draw.chip}
-                    configure(network, **changes | ({"variation": Variation()} if draw.nominal else {}))
+                    configure(network, **changes | (AS_WRITTEN if draw.nominal else {}))
                     layers[0].noise.reseed(draw.seed, number)
                     outcomes.append(rank(network(x), labels))
                 rows.append(torch.stack(outcomes))
@@ -225,7 +231,7 @@ def chip_draws(network: nn.Module, chips: int, seed: int) -> list[Draw]:
 
 
 def noiseless_draw() -> Draw:
-    """Quantised inputs and weights, no fluctuation, no variation."""
+    """Quantised inputs and weights, no fluctuation, cells as they should be."""
     return Draw(Noiseless(), 0, nominal=True)
 
 

@@ -95,7 +95,7 @@ def analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: Se
         relevant["hardware"] = dict(settings["hardware"])
         for name in UNSEEN_WITHOUT_NOISE:
             del relevant["hardware"][name]
-        if not recipe.hardware.mapping.cell_values and not any(recipe.hardware.variation.levels):
+        if not recipe.hardware.mapping.cell_values and not recipe.hardware.changes:
             del relevant["hardware"]["mapping"]  # it neither rounds weights nor shows which cells vary
     relevant["objective"] = {**settings["objective"], "energy_weight": energy_weights}
     relevant["network"] = [settings["network"], _shapes(recipe.network)]

@@ -35,8 +35,8 @@ from energytl.analog.layers import AnalogLayer
 from energytl.analog.read import Noiseless
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
-from energytl.devices.variation import Variation
 from energytl.evaluation import (
+    AS_WRITTEN,
     Evaluation,
     Judged,
     accuracies,
@@ -268,7 +268,7 @@ class Points:
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.test.right, reads == 0)
         hardware = self.recipe.hardware
-        noisy = not isinstance(hardware.computation, Noiseless) or any(hardware.variation.levels)
+        noisy = not isinstance(hardware.computation, Noiseless) or bool(hardware.changes)
         draws = chip_draws(self.analog, evaluation.chips, seed_of(Stream.CHIPS, seed))
         apart = ranks(self.analog, self.test.batches, draws, f"{self.label}: chips") if draws else reads[:0]
         chips = top_accuracies(apart)
@@ -302,20 +302,20 @@ class Points:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
         result["law"] = hardware.law
-        if any(hardware.variation.levels):
+        if hardware.changes:
             result["varies"] = True
         if trained.activities:
             cost = cost.with_training(trained.activities, self.recipe.periphery)
         return result | cost_numbers(cost)
 
     def _quantised(self, trained: Trained) -> float:
-        """Accuracy without fluctuation and variation, by norms that have seen neither; the same at every ρ."""
+        """Accuracy without fluctuation, of cells as they should be, by norms of such reads; the same at every ρ."""
         if id(trained) not in self._without_noise:
             hardware = self.recipe.hardware
-            configure(self.analog, computation=Noiseless(), variation=Variation())
+            configure(self.analog, computation=Noiseless(), **AS_WRITTEN)
             self._estimate_norms()
             found = accuracies(self.analog, self.test.batches, [noiseless_draw()], f"{self.label}: without noise")
-            configure(self.analog, computation=hardware.computation, variation=hardware.variation)
+            configure(self.analog, **{name: getattr(hardware, name) for name in ("computation", *AS_WRITTEN)})
             self._estimate_norms()
             self._without_noise[id(trained)] = found[0]
         return self._without_noise[id(trained)]

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from energytl import strict_yaml
-from energytl.allowed import ABOVE_0, COUNT, FINITE, SEED, SHARE, check, check_value
+from energytl.allowed import ABOVE_0, COUNT, FINITE, SEED, check, check_value
 from energytl.analog.hardware import Hardware
 from energytl.analog.read import Computation, Moments, Noiseless
 from energytl.convergence import Convergence
@@ -28,7 +28,7 @@ from energytl.cost.periphery import Periphery
 from energytl.data import ImageData
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation
-from energytl.devices.programming import WriteError
+from energytl.devices.programming import Stuck, WriteError
 from energytl.devices.pulsed import PulsedDevice
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
@@ -160,15 +160,11 @@ class Programming:
 
     Attributes:
         error: what the write misses by.
-        stuck: share of the weights that stay near 0, whatever is written.
+        stuck: shares of the cells that stay in one state, whatever is written.
     """
 
     error: WriteError
-    stuck: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share."""
-        check(self, "program", stuck=SHARE)
+    stuck: Stuck = Stuck()
 
 
 @dataclass(frozen=True)

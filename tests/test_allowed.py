@@ -14,8 +14,8 @@ from energytl import presets
 from energytl.allowed import Allowed, check, check_value, fits
 from energytl.convergence import Convergence
 from energytl.data import Digits
+from energytl.devices.programming import Variation
 from energytl.devices.pulsed import SoftBoundsReference
-from energytl.devices.variation import Variation
 from energytl.evaluation import Evaluation
 from energytl.objectives import Objective
 from energytl.recipe import Fit

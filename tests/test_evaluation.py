@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from energytl import Frozen, Hardware, Moments, MultilevelPair, Noiseless, analog_layers, configure, convert
-from energytl.devices.variation import Variation
+from energytl.devices.programming import Variation
 from energytl.evaluation import (
     Draw,
     Evaluation,
@@ -46,7 +46,7 @@ def test_a_rank_counts_the_classes_that_come_before_the_own_one():
 
 def test_chips_differ_in_what_their_cells_hold_and_reads_do_not(task):
     network, batches = task
-    hardware = Hardware(mapping=MultilevelPair(), variation=Variation(0.5), computation=Noiseless())
+    hardware = Hardware(mapping=MultilevelPair(), programming=Variation(0.5), computation=Noiseless())
     analog = convert(network, hardware, seed=0)
     chips = accuracies(analog, batches, chip_draws(analog, 5, seed=3), "")
     assert len(set(chips)) > 2

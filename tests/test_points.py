@@ -18,7 +18,7 @@ from energytl import (
     estimate_batch_norm,
 )
 from energytl.data import Digits
-from energytl.devices.variation import Variation
+from energytl.devices.programming import Variation
 from energytl.evaluation import Evaluation, Judged, accuracies, digital_ranks, read_draws
 from energytl.frontier import RhoScale
 from energytl.models import mlp
@@ -324,7 +324,7 @@ def test_a_price_is_that_of_a_blank_image_without_data(digital):
 
 
 def test_chips_top_k_and_histograms_are_measured(measure):
-    hardware = Hardware(variation=Variation(0.5), mapping=MultilevelPair(), computation=Noiseless())
+    hardware = Hardware(programming=Variation(0.5), mapping=MultilevelPair(), computation=Noiseless())
     (point,), _, points = measure(hardware=hardware, chips=4, top=(2, 5), histograms=True)
     assert point["varies"]
     assert len(point["accuracies_chips"]) == 4

@@ -274,10 +274,18 @@ def test_runs_side_by_side_are_not_evaluated(written):
     [
         ({"pretrain": {"epochs": 0}}, "epochs is 0; allowed: 1 to 1000000"),
         ({"stages": {"a": {"epochs": 0}}}, "epochs is 0; allowed: 1 to 1000000"),
-        ({"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": -1}}}}, "error.std is -1"),
         (
-            {"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": 0}}, "stuck": 2}},
-            "program.stuck is 2.0; allowed: 0 to 1",
+            {"program": {"error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": -1}}}},
+            "program.error.std is -1",
+        ),
+        (
+            {
+                "program": {
+                    "error": {"class_path": "energytl.GaussianWrite", "init_args": {"std": 0}},
+                    "stuck": {"hrs": 2},
+                }
+            },
+            "stuck.hrs is 2.0; allowed: 0 to 1",
         ),
         ({"frozen": ["fc1"]}, "frozen is about training, but train is null: leave it out"),
         ({"convergence": {"target": 0.9}}, "convergence is about training, but train is null: leave it out"),

@@ -247,7 +247,7 @@ def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) ->
         seed: of the read noise.
 
     >>> import torch
-    >>> network = convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    >>> network = convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), Hardware(sensing_noise=None))
     >>> norm = estimate_batch_norm(network, [torch.zeros(2, 1, 4, 4)], 0)[1]
     >>> round(float(norm.running_var), 6)
     0.0

@@ -7,11 +7,13 @@ from energytl.allowed import Allowed, check
 from energytl.analog.mapping import Mapping, OneCell, WeightFormat
 from energytl.analog.read import Computation, InputFormat, Moments, ReadScheme, SingleRead
 from energytl.crossbar.arrays import Arrays
+from energytl.crossbar.cells import Changes
 from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
+from energytl.devices.drift import Drift
 from energytl.devices.fluctuation import Fluctuation
+from energytl.devices.programming import Stuck, Variation, WriteError
 from energytl.devices.sensing import SensingNoise
-from energytl.devices.variation import Variation
 
 ROUNDING = 1 + 1e-6
 """A ρ that has been held in single precision may lie so much above the window that it fills."""
@@ -34,7 +36,9 @@ class Hardware:
         arrays: size of the arrays that a layer's matrix is cut into.
         converter: how the partial sums of each array are converted; None: ideal converters, whatever their price.
         computation: how the simulation draws the outcome.
-        variation: how cells differ from what was written, another on each chip.
+        programming: how cells differ from what was to be written, another way on each chip; None: not at all.
+        stuck: shares of cells that stay in one state.
+        drift: time since programming, what it does, and what is done about it.
         chip: number of the chip; the same number has the same deviations.
         rho: energy coefficient ρ that every layer starts from: conductance, in µS, of the layer's full range.
     """
@@ -50,7 +54,9 @@ class Hardware:
     arrays: Arrays = Arrays()
     converter: Converter | None = None
     computation: Computation = Moments()
-    variation: Variation = Variation()
+    programming: WriteError | None = None
+    stuck: Stuck = Stuck()
+    drift: Drift = Drift()
     chip: int = 0
     rho: float = 10.0
 
@@ -63,11 +69,12 @@ class Hardware:
                 f"hardware.rho is {self.rho}; allowed: above 0 up to {window:.4g}, the µS between the cell's "
                 "g_min_siemens and g_max_siemens"
             )
-        varying, levels = len(self.variation.levels), len(self.mapping.cell_values) - 1
+        varying = len(self.programming.levels) if isinstance(self.programming, Variation) else 1
+        levels = len(self.mapping.cell_values) - 1
         if varying > 1 and varying != levels:
             own = f"has {levels}" if levels > 0 else "has none of its own"
             raise ValueError(
-                f"hardware.variation.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
+                f"hardware.programming.relative has a number for each of {varying} levels, but {self.mapping} {own}: "
                 "give one number, or as many as the mapping's cells have levels"
             )
         if self.converter is not None and self.fluctuation.correlation > 0 and isinstance(self.computation, Moments):
@@ -89,8 +96,13 @@ class Hardware:
 
     @property
     def read_cells(self) -> Mapping:
-        """The mapping with all cells that fluctuate."""
-        return self.mapping.with_idle_cells() if self.law == "cell" else self.mapping
+        """The mapping with all cells that fluctuate, or that something happens to."""
+        return self.mapping.with_idle_cells() if self.law == "cell" or self.changes.of_idle_cells else self.mapping
+
+    @property
+    def changes(self) -> Changes:
+        """What happens to the cells between the target and the read."""
+        return Changes(self.programming, self.stuck, self.drift, self.arrays.wire_ohm)
 
     @property
     def rounds(self) -> bool:

@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -23,6 +23,10 @@ from energytl.analog.quantize import Seen
 from energytl.analog.read import Array
 from energytl.analog.samples import collected, hand_over
 from energytl.crossbar.arrays import rows_in_arrays
+from energytl.crossbar.cells import behind_wires
+from energytl.devices.drift import compensating
+from energytl.devices.fluctuation import SIEMENS_PER_RHO
+from energytl.devices.programming import Scale
 from energytl.streams import Stream, seed_of
 
 ADDED = (
@@ -64,6 +68,23 @@ def layers_of(parameter: nn.Parameter) -> "list[AnalogLayer]":
     """The analog layers whose weight this parameter is, those whose weights are not rounded first."""
     found = [layer for layer in list(_LAYERS) if layer.weight is parameter]
     return sorted(found, key=lambda layer: layer.hardware.rounds)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the cells of a layer hold.
+
+    Attributes:
+        weight: what they stand for, of the layer's weight shape.
+        cells: what each of them holds, (C, *weight.shape), in units of the full range; None: what it should.
+        siemens: conductances of these, S.
+        factor: that outputs are multiplied with after conversion, of the layer or of each output; None: 1.
+    """
+
+    weight: Tensor
+    cells: Tensor | None = None
+    siemens: Tensor | None = None
+    factor: Tensor | None = None
 
 
 class Calibration:
@@ -293,7 +314,7 @@ class AnalogLayer(nn.Module, ABC):
     def sampled_sums(self, x: Tensor) -> Tensor:
         """What converters would see of these inputs, in units of a full input times a full cell; (SUMS,) or less."""
         driven, input_range, _ = self.driven(self.prepared(x))
-        return seen_sums(self._array(driven, input_range, self.weight.detach()), driven, SUMS)
+        return seen_sums(self._array(driven, input_range, self._held(self.weight.detach())), driven, SUMS)
 
     def fit_converter_range(self, sums: Seen) -> None:
         """Set the range of the layer's converters to the one that errs least over these partial sums."""
@@ -331,8 +352,10 @@ class AnalogLayer(nn.Module, ABC):
         samples = collected(self.weight) if torch.is_grad_enabled() and self.weight.requires_grad else None
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(input.device.type, enabled=False):
-            y = self.hardware.computation(self._array(driven, input_range, weight), driven)
-            for unit in (own, None if self.column_ranges is None else self.of_outputs(self.column_ranges)):
+            held = once(self.kept, "held", lambda: self._held(weight))
+            y = self.hardware.computation(self._array(driven, input_range, held), driven)
+            digital = [self.of_outputs(of.to(y.dtype)) for of in (self.column_ranges, held.factor) if of is not None]
+            for unit in (own, *digital):
                 if unit is not None:
                     y = y * unit if y.requires_grad else y.mul_(unit)
             if self.bias is not None and self._bias_after:
@@ -372,23 +395,23 @@ class AnalogLayer(nn.Module, ABC):
     @property
     def _bias_after(self) -> bool:
         """Whether the bias is added to what the outputs of a read are multiplied to."""
-        return self.column_ranges is not None or self.hardware.inputs.follows
+        digital = self.column_ranges is not None or self.hardware.drift.compensation != "none"
+        return digital or self.hardware.inputs.follows
 
     def prepared(self, x: Tensor) -> Tensor:
         """Inputs as they reach the array: of the type of reads, a batch, padded as far as `multiply` does not."""
         return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.computed_in))
 
-    def _array(self, x: Tensor, input_range: float, weight: Tensor) -> Array:
+    def _array(self, x: Tensor, input_range: float, held: Held) -> Array:
         hardware = self.hardware
-        held, cells = once(self.kept, "held", lambda: self._held(weight))
         return Array(
-            weight=held,
-            cells=cells,
+            weight=held.weight,
+            cells=held.cells,
             kept=self.kept,
             full_range=self.weight_range,
             rho=self.rho,
             input_range=input_range,
-            bias=None if self.bias is None or self._bias_after else self.bias.to(held.dtype),
+            bias=None if self.bias is None or self._bias_after else self.bias.to(self.computed_in),
             fluctuation=hardware.fluctuation,
             idle_siemens=hardware.idle_siemens,
             mapping=hardware.read_cells,
@@ -415,18 +438,48 @@ class AnalogLayer(nn.Module, ABC):
             positions=self.positions,
         )
 
-    def _held(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weight as the cells hold it, and what each of them holds if they vary."""
-        hardware = self.hardware
-        held = self._rounded(self._scaled(weight))
-        if not any(hardware.variation.levels):
-            return held, None
-        chip = torch.Generator(weight.device).manual_seed(seed_of(Stream.CELLS, hardware.chip, self.index))
+    def _held(self, weight: Tensor) -> Held:
+        """What the cells hold of the weight."""
+        hardware, changes = self.hardware, self.hardware.changes
+        target = self._rounded(self._scaled(weight))
+        if not changes:
+            return Held(target)
         mapping = hardware.read_cells
-        stored = mapping.stored(held / self.weight_range, hardware.weights)
-        cells = hardware.variation.program(stored, mapping.cell_values, chip)
-        significances = cells.new_tensor(mapping.significances(hardware.weights))
-        return torch.tensordot(significances, cells, 1) * self.weight_range, cells
+        stored = mapping.stored(target / self.weight_range, hardware.weights)
+        significances = stored.new_tensor(mapping.significances(hardware.weights))
+        scale, stream, sign = self.conductance_scale, self._stream_of_chip, torch.where(stored < 0, -1.0, 1.0)
+        programmed = changes.programmed(stored.detach().abs(), scale, stream)
+        aged = changes.aged(programmed, scale, stream)
+        factor = None
+        if hardware.drift.compensation != "none":
+            before, now = (torch.tensordot(significances, sign * values, 1) for values in (programmed, aged))
+            factor = compensating(before, now, hardware.drift.compensation == "column")
+        seen = aged
+        if changes.wire_ohm:
+            seen = behind_wires(aged, scale, self.arrays, self.matrix_shape[0], hardware.arrays)
+        cells = stored + (sign * seen - stored).detach()
+        return Held(torch.tensordot(significances, cells, 1) * self.weight_range, cells, scale.siemens(aged), factor)
+
+    @property
+    def conductance_scale(self) -> Scale:
+        """How values become conductances."""
+        full = float(self.rho.detach()) * SIEMENS_PER_RHO
+        return Scale(self.hardware.cell, full, self.hardware.mapping.cell_values)
+
+    def _stream_of_chip(self, step: int) -> torch.Generator:
+        place = (self.hardware.chip, self.index, step) if step else (self.hardware.chip, self.index)
+        return torch.Generator(self.weight.device).manual_seed(seed_of(Stream.CELLS, *place))
+
+    @torch.no_grad()
+    def siemens(self) -> Tensor:
+        """Conductances of all cells that stand on the lines, idle ones too, (C, *weight.shape), S."""
+        held, mapping = once(self.kept, "held", lambda: self._held(self.weight)), self.hardware.read_cells
+        siemens = held.siemens
+        if siemens is None:
+            values = mapping.stored(held.weight / self.weight_range, self.hardware.weights)
+            siemens = self.conductance_scale.siemens(values.abs())
+        idle = mapping.idle_cells(self.hardware.weights)
+        return torch.cat([siemens, siemens.new_full((idle, *siemens.shape[1:]), self.hardware.cell.g_min_siemens)])
 
     @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

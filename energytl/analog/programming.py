@@ -8,50 +8,43 @@ from torch import nn
 from energytl.analog.convert import analog_layers
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import NoiseStream
-from energytl.devices.programming import WriteError, hold_stuck
-
-STUCK_WITHIN = 0.01
-"""A stuck weight is held within ± this share of the full range."""
+from energytl.devices.programming import Stuck, WriteError
 
 
-def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int | None = None) -> nn.Module:
-    """Replace the weight of every analog layer by what its array holds after it was written; in place.
+def program_(model: nn.Module, error: WriteError, stuck: Stuck = Stuck(), seed: int | None = None) -> nn.Module:
+    """Have every analog layer hold what its cells hold after they were written; in place.
 
-    With u = weight/weight_range cut to ±1, the array holds error(u), cut to ±1 again; so weights beyond the range (of
-    unrounded weights: three root mean squares) are cut, too, and a warning says how many. Biases stay: they are
-    digital. So do the weight ranges.
-    The weights must not be rounded (`weights: {bits: null}`): rounding in each read would hide the errors. A network
-    that shares its Parameters with this one (see `energytl.convert`) holds the written weights, too.
+    Weights that are not rounded (`weights: {bits: null}`) are replaced: with u = weight/weight_range cut to ±1, cells
+    hold error(u), cut to ±1 again, or what they are stuck at. So weights beyond the range (three root mean squares) are
+    cut, too, and a warning says how many. Training goes on from there. Rounded weights stay, as rounding in each read
+    would hide errors in them: their layers' `hardware.programming` and `hardware.stuck` say from now on what becomes of
+    them in the cells, on the chip of this seed. Biases stay: they are digital. So do the weight ranges.
 
     Args:
-        model: a converted network, with unrounded weights.
+        model: a converted network.
         error: of the write.
-        stuck: share of weights that are held near 0 (within ±1 % of the range), whatever is written (0.1348 and
-            0.0977 in the arrays of Gong et al., IEDM 2022).
+        stuck: shares of the cells that stay in one state, whatever is written.
         seed: of errors and stuck cells; None draws it from torch's global generator.
 
     Raises:
-        ValueError: if the network has no analog layer, or one that rounds its weights, or `stuck` is no share.
+        ValueError: if the network has no analog layer, or one whose weight cannot be written.
+        TypeError: if `stuck` is no `Stuck`.
 
     >>> from energytl import GaussianWrite, Hardware, WeightFormat, convert
     >>> analog = convert(nn.Linear(4, 2), Hardware(weights=WeightFormat(bits=None)))
     >>> program_(analog, GaussianWrite(std=0.05), seed=0)
     AnalogLinear(4, 2, bias=True, rho=10)
     """
-    if not 0 <= stuck <= 1:
-        raise ValueError(f"stuck is {stuck}; allowed: 0 to 1")
+    if not isinstance(stuck, Stuck):
+        raise TypeError(f"stuck is {stuck!r}; allowed: energytl.Stuck(hrs, lrs), shares of the cells")
     layers = analog_layers(model)
     if not layers:
         raise ValueError("the network has no analog layer to program: convert it first")
     for name, layer in layers.items():
-        if layer.hardware.rounds:
+        if layer.hardware.changes:
             raise ValueError(
-                f"layer {name or 'network'} rounds its weights in every read, which would hide errors of the write: "
-                "set weights: {bits: null}, and a mapping without levels of its own"
-            )
-        if any(layer.hardware.variation.levels):
-            raise ValueError(
-                f"layer {name or 'network'} has hardware.variation, an error of writing, too: set relative: 0"
+                f"layer {name or 'network'} has hardware.programming, stuck, drift or arrays.wire_ohm, which say "
+                "already what its cells hold: leave them out, or do not program it"
             )
         if "weight" not in layer._parameters:
             raise ValueError(
@@ -60,17 +53,27 @@ def program_(model: nn.Module, error: WriteError, stuck: float = 0.0, seed: int 
             )
     _warn_of_cuts(layers)
     stream = NoiseStream(seed)
+    chip = stream.seed
     written = set()
     for layer in layers.values():
-        if layer.weight in written:  # two layers may share one array
-            continue
-        written.add(layer.weight)
-        generator = stream.generator(layer.weight.device)
-        with torch.no_grad():
-            u = (layer.weight / layer.weight_range).clamp(-1, 1)
-            held = hold_stuck(error.program(u, generator), stuck, STUCK_WITHIN, generator)
-            layer.weight.copy_(held.clamp(-1, 1) * layer.weight_range)
+        if layer.hardware.rounds:
+            layer.configure(programming=error, stuck=stuck, chip=chip)
+        elif layer.weight not in written:  # two layers may share one array
+            written.add(layer.weight)
+            _write(layer, error, stuck, stream.generator(layer.weight.device))
     return model
+
+
+@torch.no_grad()
+def _write(layer: AnalogLayer, error: WriteError, stuck: Stuck, generator: torch.Generator) -> None:
+    mapping, weights, scale = layer.hardware.mapping, layer.hardware.weights, layer.conductance_scale
+    if error.of_idle_cells or stuck:
+        mapping = mapping.with_idle_cells()
+    targets = mapping.stored((layer.weight / layer.weight_range).clamp(-1, 1), weights)
+    held = error.written(targets.abs(), scale, generator).clamp(-1, 1)
+    held = torch.where(targets < 0, -1.0, 1.0) * (stuck.held(held, scale, generator) if stuck else held)
+    significances = held.new_tensor(mapping.significances(weights))
+    layer.weight.copy_(torch.tensordot(significances, held, 1) * layer.weight_range)
 
 
 def _warn_of_cuts(layers: dict[str, AnalogLayer]) -> None:
@@ -78,6 +81,7 @@ def _warn_of_cuts(layers: dict[str, AnalogLayer]) -> None:
     outside = {
         name: int((layer.weight.detach().abs() > layer.weight_range * (1 + 1e-6)).sum())
         for name, layer in layers.items()
+        if not layer.hardware.rounds
     }
     count, weights = sum(outside.values()), sum(layer.weight.numel() for layer in layers.values())
     if count:

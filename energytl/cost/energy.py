@@ -95,6 +95,9 @@ def paper_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
     scaled = fake_quantize(driven, input_range, levels) * (levels / input_range)
     integers = scaled + (scaled.round() - scaled).detach()
     magnitudes = stored_magnitude(layer.stored_weight, hardware.mapping, hardware.weights)
+    if hardware.changes:
+        empty = hardware.cell.g_min_siemens
+        magnitudes = _held(magnitudes, (layer.siemens() - empty).sum(0) / layer.conductance_scale.full_siemens)
     return layer.rho * driven_sum(layer, hardware.read.pulses(integers), magnitudes)
 
 
@@ -107,9 +110,16 @@ def cell_energy(layer: AnalogLayer, x: Tensor) -> Tensor:
     """
     hardware, integers = layer.hardware, _integers(layer, x)
     siemens = conductance(layer.stored_weight, layer.rho, hardware.mapping, hardware.weights, hardware.cell)
+    if hardware.changes:
+        siemens = _held(siemens, layer.siemens().sum(0))
     on_time = hardware.read.on_time(integers, hardware.inputs)
     read_j_per_siemens = hardware.cell.read_volt**2 * hardware.cell.read_s
     return read_j_per_siemens * driven_sum(layer, on_time, siemens)
+
+
+def _held(target: Tensor, held: Tensor) -> Tensor:
+    """What is held, with the gradient of its target."""
+    return target + (held - target).detach()
 
 
 def converter_energy(layer: AnalogLayer, positions: int, periphery: Periphery) -> float:

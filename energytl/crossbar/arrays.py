@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from energytl.allowed import COUNT, check
+from energytl.allowed import COUNT, Allowed, check
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,16 @@ class Arrays:
     Attributes:
         rows: rows of one array; a matrix of more inputs is cut, and the partial sums of each part are converted.
         columns: columns of one array; rows are driven once for each array of columns.
+        wire_ohm: resistance of a wire from one cell to the next, Ω (0.35 in aihwkit, up to 3); see `crossbar.wires`.
     """
 
     rows: int = 128
     columns: int = 128
+    wire_ohm: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no array."""
-        check(self, "arrays", rows=COUNT, columns=COUNT)
+        check(self, "arrays", rows=COUNT, columns=COUNT, wire_ohm=Allowed(0, 1e6, note="Ω"))
 
 
 def rows_in_arrays(channels: int, area: int, rows: int) -> tuple[int, ...]:

@@ -122,16 +122,16 @@ class OnChipOptimizer(torch.optim.Optimizer, ABC):
         """The algorithm and its settings, on one line."""
 
 
-def refuse_variation(layer: AnalogLayer) -> None:
-    """Refuse a layer whose cells miss what is written to them: on chip, cells are left where pulses put them.
+def refuse_changes(layer: AnalogLayer) -> None:
+    """Refuse a layer whose cells do not hold what is written to them: on chip, cells are left where pulses put them.
 
     Raises:
         ValueError: in one line.
     """
-    if any(layer.hardware.variation.levels):
+    if layer.hardware.changes:
         raise ValueError(
-            f"layer {layer.index} has hardware.variation, an error of writing once, but training on chip leaves cells "
-            "where its pulses put them: set hardware.variation.relative: 0"
+            f"layer {layer.index} has hardware.programming, stuck, drift or arrays.wire_ohm, which say what becomes of "
+            "what was written once, but training on chip leaves cells where its pulses put them: leave them out"
         )
 
 

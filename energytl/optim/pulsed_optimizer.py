@@ -22,7 +22,7 @@ from energytl.analog.samples import Samples, collect
 from energytl.cost.training import Activity
 from energytl.devices.pulsed import PulsedDevice
 from energytl.optim.array import CellArray
-from energytl.optim.on_chip import Cells, OnChipOptimizer, refuse_variation
+from energytl.optim.on_chip import Cells, OnChipOptimizer, refuse_changes
 from energytl.optim.pulses import Lines, PulseTrain
 from energytl.streams import Stream, seed_of
 
@@ -82,7 +82,7 @@ class PulsedOptimizer(OnChipOptimizer):
                 f"the weights of {name} are rounded, but pulses leave them anywhere: convert with weights: "
                 "{bits: null} (WeightFormat(bits=None)), and a mapping without levels of its own"
             )
-        refuse_variation(layer)
+        refuse_changes(layer)
         if layer.weight_range <= SMALLEST_RANGE and not weight.any():
             raise ValueError(
                 f"the weights of {name} are all 0, so its cells have no range: start from random ones, or set the "

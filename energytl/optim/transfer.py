@@ -18,7 +18,7 @@ from torch import Tensor
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.mapping import ResetCells
 from energytl.cost.training import Activity
-from energytl.optim.on_chip import OnChipOptimizer, refuse_variation
+from energytl.optim.on_chip import OnChipOptimizer, refuse_changes
 
 State = dict[str, Any]
 Stages = tuple[tuple[float, float], ...]
@@ -185,7 +185,7 @@ class TransferOptimizer(OnChipOptimizer):
                 f"the weights of layer {layers[0].index} (weight {tuple(weight.shape)}) have no levels that "
                 f"{type(self).__name__} could write: {self.advice}"
             )
-        refuse_variation(fitting[0])
+        refuse_changes(fitting[0])
         self.passes[weight] = Passes(fitting[0])
         for layer in fitting:
             hook = layer.register_forward_hook(self.passes[weight])

@@ -32,7 +32,7 @@ from energytl import (
 from energytl.analog.convert import unchanging
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
 from energytl.analog.quantize import best_range
-from energytl.devices.variation import Variation
+from energytl.devices.programming import Variation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -527,7 +527,7 @@ def test_thin_weights_of_other_products_are_named_too(layer):
     [
         Hardware(rho=2.0, mapping=BitCells()),
         Hardware(rho=2.0, read=BitSerialRead(), weights=WeightFormat(columns=True)),
-        Hardware(rho=2.0, mapping=MultilevelPair((1, 3, 8)), variation=Variation(0.1), chip=1),
+        Hardware(rho=2.0, mapping=MultilevelPair((1, 3, 8)), programming=Variation(0.1), chip=1),
     ],
     ids=["bits", "columns", "chip"],
 )

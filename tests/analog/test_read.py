@@ -33,7 +33,7 @@ from energytl import (
     convert,
 )
 from energytl.analog.read import read_variance_of_inputs
-from energytl.devices.variation import Variation
+from energytl.devices.programming import Variation
 
 Hardware = partial(energytl.Hardware, law="paper", sensing_noise=None)
 """What is calculated by hand below."""
@@ -202,7 +202,7 @@ def test_an_empty_cell_fluctuates_as_he_measured_and_the_more_the_less_a_full_on
 def test_reads_fluctuate_around_what_the_cells_of_the_chip_hold(mapping, assert_moments, assert_same_distribution):
     network, image = analog("linear", Noiseless(), BitSerialRead(), 0.0, mapping), digital_and_image("linear")[1]
     nominal = network(image).detach()
-    network.configure(variation=Variation(0.3), chip=3)
+    network.configure(programming=Variation(0.3), chip=3)
     held = network(image).detach()
     assert (held - nominal).abs().max() > 0.01
     network.configure(chip=4)

@@ -17,7 +17,7 @@ from energytl import Hardware, Noiseless, WeightFormat, analog_layers, convert
 from energytl import run as run_module
 from energytl.analog.mapping import BitCells, DifferentialPair, MultilevelCell, MultilevelPair, OneCell, ResetCells
 from energytl.cost.training import Activity, training_cost
-from energytl.devices.variation import Variation
+from energytl.devices.programming import Variation
 from energytl.optim import MultilevelRefresh, ResetPair
 from energytl.optim.transfer import levels_of_cells, reset_conductance, reset_pairs, resets_to
 from energytl.recipe import read
@@ -518,8 +518,8 @@ def test_settings_are_refused_in_one_line(kind, hardware, settings, line):
 def test_an_analog_weight_with_a_range_is_needed(kind):
     with pytest.raises(ValueError, match="none of the parameters is the weight of an analog layer: convert"):
         kind(nn.Linear(2, 2).parameters(), lr=1.0)
-    layer = linear(2, 2, analog(variation=Variation(0.1)))
-    with pytest.raises(ValueError, match=r"layer 0 has hardware\.variation, an error of writing once"):
+    layer = linear(2, 2, analog(programming=Variation(0.1)))
+    with pytest.raises(ValueError, match=r"layer 0 has hardware\.programming, stuck, drift"):
         kind(layer.parameters(), lr=1.0)
 
 
