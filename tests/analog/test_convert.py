@@ -552,9 +552,9 @@ def test_reads_of_an_unchanging_network_are_those_of_any(hardware):
         configure(network, **{name: getattr(hardware, name) for name in ("rho", "computation", "chip", "mapping")})
         with unchanging(network):
             found = [outputs()] + [(configure(network, **change), outputs())[1] for change in changes]
-            held = layers[0].kept["held"][0]
+            held = layers[0].kept["held"].weight
             outputs()
-            assert layers[0].kept["held"][0] is held
+            assert layers[0].kept["held"].weight is held
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
         layers[0].weight.mul_(2)  # afterwards they may change again
         assert not torch.equal(outputs(), expected[-1])
