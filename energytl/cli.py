@@ -16,11 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from energytl import __version__
 from energytl.analog.convert import analog_layers
+from energytl.analog.held import conductances
 from energytl.analog.remaining import left_digital
 from energytl.cost.estimate import Cost, LayerCost
 from energytl.device_fit import fit_device
@@ -30,9 +32,10 @@ from energytl.points import price
 from energytl.quiet import quiet_libraries
 from energytl.recipe import KEPT, Case, Recipe, RecipeError, read, recipe_help
 from energytl.report import report
+from energytl.results import whole_file
 from energytl.results_page import results_page
 from energytl.run import missing_data, prepare
-from energytl.stages import analog_network
+from energytl.stages import analog_network, program
 from energytl.study.quantities import QUANTITIES
 from energytl.study.ray_cluster import run_on_ray
 from energytl.study.report import TENSORBOARD, confirmed_report, search_report
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(f"# case {case.name}\n{case.as_yaml()}" for case in cases))
             return 0
         chosen = _chosen(cases, given.case)
-        commands = {"run": _run, "check": _check, "cost": _cost}
+        commands = {"run": _run, "check": _check, "cost": _cost, "export": _export}
         return commands[given.command](given, cases, chosen)
     except KeyboardInterrupt:
         again = f"; to go on, {GO_ON[given.command]}" if given.command in GO_ON else ""
@@ -174,6 +177,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
         "run": "train, evaluate and compare the cases of a recipe",
         "check": "say what would run: data, layers, cells, reads",
         "cost": "cells, reads, latency and energy, without training",
+        "export": "the conductances of all cells, without training, as NumPy's .npz",
     }
     recipe_commands = {}
     for name, text in texts.items():
@@ -185,6 +189,8 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, default=Path("logs"), metavar="DIR", help="where runs go (default: logs)")
     run.add_argument("--resume", action="store_true", help="go on where the same recipe stopped")
     run.add_argument("--workers", type=int, default=1, metavar="N", help="run so many cases at a time (default: 1)")
+    export = recipe_commands["export"]
+    export.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where they are written")
     cost.add_argument("--json", action="store_true", help="plain numbers, for programs")
     finished = commands.add_parser("report", help="HTML, PNG and table from finished runs", allow_abbrev=False)
     finished.add_argument("folder", type=Path, metavar="FOLDER", help="of runs: logs/RECIPE, or logs/search/STUDY")
@@ -352,6 +358,32 @@ def _cost(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> i
         print("not modelled: " + "; ".join(cost.not_modelled) + "\n")
     if given.json:
         print(json.dumps(numbers, indent=2, allow_nan=False))
+    return 0
+
+
+def _export(given: argparse.Namespace, cases: list[Case], chosen: list[Case]) -> int:
+    """Write each array's conductances, with a layout that says what lies where."""
+    if given.out.suffix != ".npz":
+        raise RecipeError(f"--out is {given.out}; allowed: a file that ends with .npz")
+    if given.out.exists():
+        raise RecipeError(f"--out: {given.out} exists: choose another name, or remove it")
+    arrays: dict[str, Any] = {}
+    layout: dict[str, Any] = {"unit": "S", "axes": ["group", "row (im2col order)", "output", "cell"], "cases": {}}
+    for case in chosen:
+        recipe = prepare(case, needs_data=False)
+        analog = _analog(recipe)
+        program(recipe, analog)
+        described = layout["cases"].setdefault(case.name, {})
+        for name, parts in conductances(analog).items():
+            keys = [f"{case.name}/{name or 'network'}/{number}" for number in range(len(parts))]
+            arrays |= {key: part.numpy() for key, part in zip(keys, parts, strict=True)}
+            hardware = analog_layers(analog)[name].hardware
+            significances = hardware.mapping.with_idle_cells().significances(hardware.weights)
+            described[name or "network"] = {"arrays": keys, "significances": list(significances)}
+        print(f"{case.name}: {sum(len(layer['arrays']) for layer in described.values())} arrays of rows")
+    with whole_file(given.out) as file:
+        np.savez_compressed(file, layout=np.array(json.dumps(layout)), **arrays)
+    print(given.out)
     return 0
 
 

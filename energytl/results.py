@@ -59,7 +59,7 @@ Result = dict[str, Any]
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
     """Write all of a file or nothing: a full disk leaves the old one."""
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -70,12 +70,12 @@ def write_tensors(path: Path, content: Any) -> None:  # noqa: ANN401
         OSError: if it cannot be written, as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as file:
+    with whole_file(path) as file:
         torch.save(content, file)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes its place when all of it is on the disk; its own name is no other writer's.
 
     Raises:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -467,3 +468,26 @@ def test_device_wants_an_action_and_no_unknown_words(pulses, capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
         assert stopped.value.code == 2
+
+
+def test_conductances_are_written_with_what_lies_where(tmp_path, capsys):
+    recipe, out = tmp_path / "r.yaml", tmp_path / "cells.npz"
+    recipe.write_text(
+        "network: energytl.models.lenet\ndata: energytl.data.Digits\n"
+        "hardware: {mapping: DifferentialPair, programming: Wan2022, arrays: {rows: 64}}\n"
+    )
+    assert cli.main(["export", str(recipe), f"--out={out}"]) == 0
+    found = np.load(out)
+    layout = json.loads(str(found["layout"]))
+    (layers,) = layout["cases"].values()
+    first = layers[next(iter(layers))]
+    assert layout["unit"] == "S" and first["significances"] == [1.0, -1.0]
+    siemens = found[first["arrays"][0]]
+    assert siemens.ndim == 4 and siemens.shape[-1] == 2
+    assert 0 <= siemens.min() < 8e-6 < siemens.max() < 90e-6  # empty cells miss 8 µS, too
+    for words, says in (
+        (["export", str(recipe), f"--out={out}"], "exists"),
+        (["export", str(recipe), "--out=x"], ".npz"),
+    ):
+        assert cli.main(words) == 2
+        assert says in capsys.readouterr().err
