@@ -16,7 +16,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers, calibrate, configure, convert
+from energytl.analog.convert import analog_layers, calibrate, configure, convert, to_digital
 from energytl.analog.hardware import ROUNDING, Hardware
 from energytl.analog.memory_format import lay_out_channels_last, runs_channels_last
 from energytl.analog.programming import program_
@@ -211,7 +211,7 @@ def _train(case: Case, recipe: Recipe, name: str, number: int, start: Start, fol
         module.ranges.settle()
     trained = stage.objective.trains_rho
     return {
-        "network": network.state_dict(),
+        "network": to_digital(analog).state_dict(),
         "analog": analog.state_dict(),
         "cells": {index: cells for optimizer in optimizers for index, cells in optimizer.cells().items()},
         "rho": {name: layer.rho.detach() for name, layer in analog_layers(analog).items()} if trained else {},

@@ -18,7 +18,7 @@ from energytl.analog.attention import (
     call_projections,
     use_weights,
 )
-from energytl.analog.copies import sharing_copy
+from energytl.analog.copies import own_copy, sharing_copy
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import hooked, inference, inputs_of
 from energytl.analog.layers import AnalogLayer, AnalogLinear, Calibration, analog_class
@@ -32,9 +32,10 @@ def convert(
     network: nn.Module,
     hardware: Hardware | None = None,
     *,
-    strict: bool = False,
+    strict: bool = True,
     seed: int | None = None,
     example: tuple[Any, ...] = (),
+    inplace: bool = False,
 ) -> nn.Module:
     """An analog copy of the network: every Linear and Conv2d reads memory cells.
 
@@ -44,16 +45,16 @@ def convert(
     A converted layer is the Linear or Conv2d that it was, of a subclass: attributes, Parameters and hooks that it has
     are the copy's, too.
 
-    The copy has its own modules, but shares Parameters and buffers with the network, and its state-dict keys are
-    the same; the network itself goes on computing digitally. To use both on another device or in another type, move
-    the network before it is converted: moving one moves the shared Parameters, but not the other's buffers.
+    The network stays as it is: the copy has Parameters and buffers of its own, under the same state-dict keys, so that
+    training it, or writing errors into it, changes nothing in the network.
 
     Args:
         network: any module.
         hardware: what it runs on; default: normal telegraph noise, 5-bit inputs and weights, single reads.
-        strict: raise where weights would stay digital (see `left_digital`).
+        strict: raise where weights would stay digital (see `left_digital`); False leaves them so.
         seed: of the read noise; None draws it from torch's global generator.
         example: what the network is called with, for `strict`: shows which Parameters outside layers are multiplied.
+        inplace: convert the network itself, and return it; where that is refused, it stays digital.
 
     Raises:
         ValueError: with strict, naming the weights that cannot be converted; if nothing can; and for a network that is
@@ -65,8 +66,16 @@ def convert(
     )
     """
     _refuse_unready(network)
-    analog = sharing_copy(network)
-    hardware = hardware or Hardware()
+    if not inplace:
+        return _converted(own_copy(network), hardware or Hardware(), strict, seed, example)
+    _converted(sharing_copy(network), hardware or Hardware(), strict, 0, example)  # refuses what cannot be converted
+    return _converted(network, hardware or Hardware(), False, seed, example)
+
+
+def _converted(
+    analog: nn.Module, hardware: Hardware, strict: bool, seed: int | None, example: tuple[Any, ...]
+) -> nn.Module:
+    """The network itself, converted."""
     noise = NoiseStream(seed)
     for module in list(analog.modules()):
         call_projections(module)
@@ -78,7 +87,7 @@ def convert(
     if not chosen:
         reasons = grouped(why_digital(analog))
         left = f"; {reasons} {'stays' if reasons.count(',') == 0 else 'stay'} digital" if reasons else ""
-        raise ValueError(f"{type(network).__name__} has no Linear or Conv2d to convert{left}")
+        raise ValueError(f"{type(analog).__name__} has no Linear or Conv2d to convert{left}")
     for module in analog.modules():
         _have_blocks_called(module)
     remaining = why_digital(analog, *example) if strict else {}

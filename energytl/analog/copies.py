@@ -1,4 +1,4 @@
-"""Copies of networks that share their tensors."""
+"""Copies of networks, with tensors of their own or shared ones."""
 
 import copy
 from collections.abc import Iterator
@@ -16,10 +16,24 @@ def sharing_copy(network: nn.Module) -> nn.Module:
     >>> sharing_copy(network).weight is network.weight
     True
     """
-    shared = [*network.parameters(), *network.buffers()]
-    for module in network.modules():
-        shared += [tensor for tensor in _tensors(list(vars(module).values())) if not tensor.is_leaf]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+    shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
+    return copy.deepcopy(network, shared | _computed(network))
+
+
+def own_copy(network: nn.Module) -> nn.Module:
+    """A copy that shares nothing but computed tensors, which are computed anew in the next call.
+
+    >>> network = nn.Linear(4, 2)
+    >>> own_copy(network).weight is network.weight
+    False
+    """
+    return copy.deepcopy(network, _computed(network))
+
+
+def _computed(network: nn.Module) -> dict[int, Tensor]:
+    """Tensors of modules that carry a history, by id."""
+    held = [tensor for module in network.modules() for tensor in _tensors(list(vars(module).values()))]
+    return {id(tensor): tensor for tensor in held if not tensor.is_leaf}
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:  # noqa: ANN401

@@ -103,7 +103,7 @@ def why_digital(analog: nn.Module, *example: Any) -> dict[str, str]:  # noqa: AN
             without it those count as weights if two or more of their dimensions are larger than one.
 
     >>> from energytl import convert
-    >>> why_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3))))
+    >>> why_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3)), strict=False))
     {'1.weight': 'Conv1d is no Linear or Conv2d'}
     """
     used = _multiplied(analog, example) if example else None
@@ -133,7 +133,7 @@ def left_digital(analog: nn.Module, *example: Any) -> list[str]:  # noqa: ANN401
         example: what the network is called with, see `why_digital`.
 
     >>> from energytl import convert
-    >>> left_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3))))
+    >>> left_digital(convert(nn.Sequential(nn.Linear(4, 2), nn.Conv1d(2, 2, 3)), strict=False))
     ['1.weight']
     """
     return list(why_digital(analog, *example))

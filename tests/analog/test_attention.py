@@ -152,7 +152,8 @@ def test_the_keys_of_swin_v2_have_no_bias():
     analog = convert(digital, EXACT)
     attention = analog.features[1][0].attn
     with torch.no_grad():
-        attention.qkv.bias.fill_(0.5)
+        for own in (attention, digital.features[1][0].attn):
+            own.qkv.bias.fill_(0.5)
         close(analog(x), digital(x))
     _, gradients = outputs_and_gradients(analog, x)
     queries, keys, values = gradients["features.1.0.attn.qkv.bias"].chunk(3)
@@ -177,7 +178,7 @@ def test_the_way_back_gives_torchs_own_classes_parameters_and_bits(name):
     assert [(key, type(module)) for key, module in back.named_modules()] == [
         (key, type(module)) for key, module in digital.named_modules()
     ]
-    assert all(ours is theirs for ours, theirs in zip(back.parameters(), digital.parameters(), strict=True))
+    assert all(map(torch.equal, back.parameters(), digital.parameters()))
     with torch.no_grad():
         assert torch.equal(back(x), digital(x))
     _, theirs = outputs_and_gradients(digital, x)
@@ -447,12 +448,12 @@ def test_a_copy_is_independent_and_goes_on_where_the_original_stands(name, dupli
 
 
 @every_network
-def test_parameters_have_the_digital_names_and_are_the_same_objects(name):
+def test_parameters_have_the_digital_names_and_numbers(name):
     digital = network(name)
     analog = convert(digital)
     ours = {key: tensor for key, tensor in analog.named_parameters() if not key.endswith("log_rho")}
     assert list(ours) == [key for key, _ in digital.named_parameters()]
-    assert all(ours[key] is tensor for key, tensor in digital.named_parameters())
+    assert all(torch.equal(ours[key], tensor) for key, tensor in digital.named_parameters())
     assert len(list(analog.parameters())) == len(ours) + len(analog_layers(analog))
 
 
@@ -612,6 +613,6 @@ def with_patched_forward():
 )
 def test_attention_with_its_own_ways_stays_digital_and_is_named(made, left):
     network = nn.Sequential(nn.Linear(4, 4), made())
-    assert sorted(left_digital(convert(network))) == sorted(f"1.{name}" for name in left)
+    assert sorted(left_digital(convert(network, strict=False))) == sorted(f"1.{name}" for name in left)
     with pytest.raises(ValueError, match=f"{len(left)} weights cannot be converted"):
         convert(network, strict=True)

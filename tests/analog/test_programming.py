@@ -159,6 +159,7 @@ def test_a_shared_array_is_written_once():
     model = convert(nn.Sequential(layer, tied), Hardware(weights=WeightFormat(bits=None)))
     before = layer.weight.detach().clone()
     program_(model, Shifted(-0.1))
+    layer = analog_layers(model)["1"]
     full = analog_layers(model)["0"].weight_range
     torch.testing.assert_close(layer.weight.detach(), before.sign() * (before.abs() - 0.1 * full).clamp(-full, full))
 

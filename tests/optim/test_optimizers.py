@@ -22,6 +22,7 @@ from energytl import (
     WeightFormat,
     analog_layers,
     convert,
+    to_digital,
 )
 from energytl.devices import presets
 from energytl.devices.fluctuation import amplitude
@@ -747,7 +748,7 @@ def test_what_would_train_something_else_is_refused_in_one_line():
     with pytest.raises(ValueError, match="chop_probability is 0"):
         AGAD(model.parameters(), lr=0.1, device=presets.ideal(), chop_probability=0)
     optimizer = PulsedSGD(model.parameters(), lr=0.1, device=presets.ideal(), seed=0)
-    digital(torch.randn(4, 3)).sum().backward()
+    to_digital(model)(torch.randn(4, 3)).sum().backward()
     with pytest.raises(ValueError, match="not the digital one that shares its weights"):
         optimizer.step()
     optimizer.zero_grad()
