@@ -591,7 +591,10 @@ class Exact(Computation):
     @staticmethod
     def _kept_states(shape: tuple[int, ...], images: int, noise: Fluctuation, generator: torch.Generator) -> Tensor:
         """States of so many further images, one after the other, (images, *shape)."""
-        return torch.stack([sample_states(shape, noise, generator) for _ in range(images)])
+        states = torch.empty((images, *shape), device=generator.device)
+        for image in states:
+            image.copy_(sample_states(shape, noise, generator))
+        return states
 
 
 def _beside(outcome: Tensor, rho: Tensor) -> Tensor:
