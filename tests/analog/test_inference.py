@@ -83,7 +83,8 @@ def test_two_calls_with_different_inputs_covary_by_the_cells_that_they_share(com
     x, y = (values[:1].expand(count, *x.shape[1:]) for values in (x, torch.rand_like(x)))
     with torch.no_grad():
         first, second = network(x, y).flatten(2).double()
-        squares = network.layer._array(x, 1.0, network.layer.weight).squares.double()
+        siemens = 8.0 + network.layer.stored_weight.double().abs()  # in µS, at ρ = 1
+        squares = (siemens * (0.0015 + 1 / (1 + siemens / 0.1662))).square()
         scale = network.layer.weight_range
         levels = [(values[:1] * 31).round() / 31 for values in (x, y)]
         inputs = []
