@@ -20,7 +20,7 @@ from energytl.analog.attention import (
 )
 from energytl.analog.copies import own_copy, sharing_copy
 from energytl.analog.hardware import Hardware
-from energytl.analog.inference import hooked, inference, inputs_of
+from energytl.analog.inference import delimit, hooked, inference, inputs_of, undelimit
 from energytl.analog.layers import AnalogLayer, AnalogLinear, Calibration, analog_class
 from energytl.analog.noise import NoiseStream
 from energytl.analog.quantize import Seen
@@ -90,6 +90,7 @@ def _converted(
         raise ValueError(f"{type(analog).__name__} has no Linear or Conv2d to convert{left}")
     for module in analog.modules():
         _have_blocks_called(module)
+    delimit(analog, noise, AnalogLayer)
     remaining = why_digital(analog, *example) if strict else {}
     if remaining:
         raise ValueError(
@@ -112,6 +113,7 @@ def to_digital(analog: nn.Module) -> nn.Module:
                 "call torch.nn.utils.parametrize.remove_parametrizations first"
             )
     network = sharing_copy(analog)
+    undelimit(network)
     for layer in analog_layers(network).values():
         layer.take_off_array()
     for module in network.modules():

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from energytl.analog.noise import NoiseStream
 
 
 @contextmanager
@@ -27,6 +30,34 @@ def inference(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def delimit(network: nn.Module, noise: NoiseStream, layer: type[nn.Module]) -> None:
+    """Have all parts of a network that have such layers within tell the stream when their calls begin and end.
+
+    What is called by itself, the network or a part of it, makes an inference: cells keep states for its length.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, layer) and any(isinstance(part, layer) for part in module.modules()):
+            module.register_forward_pre_hook(partial(_enter, noise, name))
+            module.register_forward_hook(partial(_leave, noise, name), always_call=True)
+
+
+def undelimit(network: nn.Module) -> None:
+    """Undo `delimit`."""
+    for module in network.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number in [key for key, hook in hooks.items() if getattr(hook, "func", None) in (_enter, _leave)]:
+                del hooks[number]
+                module._forward_hooks_always_called.pop(number, None)
+
+
+def _enter(noise: NoiseStream, name: str, module: nn.Module, args: Any) -> None:  # noqa: ANN401
+    noise.enter(name)
+
+
+def _leave(noise: NoiseStream, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+    noise.leave(name)
 
 
 @contextmanager

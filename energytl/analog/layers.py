@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from energytl.analog.hardware import Hardware
 from energytl.analog.integer_product import integer_conv2d
 from energytl.analog.memory_format import has_channels_last
-from energytl.analog.noise import NoiseStream
+from energytl.analog.noise import Inference, NoiseStream
 from energytl.analog.once import once
 from energytl.analog.partial_sums import seen_sums
 from energytl.analog.quantize import Seen
@@ -38,6 +38,7 @@ ADDED = (
     "noise",
     "index",
     "positions",
+    "calls",
     "log_rho",
     "_weight_range",
     "column_ranges",
@@ -133,6 +134,7 @@ class AnalogLayer(nn.Module, ABC):
         index: number of the layer in its network.
         positions: output positions of one image in the last batch, the number α of reads of Wang 2021, eq. 13,
             but for the read scheme's factor; 0 before the first.
+        calls: most calls of the layer in one inference of a network that it is a part of; 0 before the first.
         weight_factor: makes the factor on the range of the weights, while it trains (`energytl.ranges`).
     """
 
@@ -150,6 +152,7 @@ class AnalogLayer(nn.Module, ABC):
     def put_on_array(self, hardware: Hardware, noise: NoiseStream, index: int) -> None:
         """Add what an array has, to a layer that has just been digital."""
         self.hardware, self.noise, self.index, self.positions = hardware, noise, index, 0
+        self.calls = 0
         self.log_rho, self.rho_start = nn.Parameter(torch.tensor(0.0, device=self.weight.device)), hardware.rho
         self.weight_range = 1.0
         self.weight_factor: Callable[[], Tensor] | None = None
@@ -343,6 +346,27 @@ class AnalogLayer(nn.Module, ABC):
         return self._read(input)
 
     def _read(self, input: Tensor) -> Tensor:
+        with self.noise.within(self.index) as inference:
+            return self._outcome(input, self._called(inference))
+
+    def _called(self, inference: Inference) -> bool:
+        """Count a call; whether the layer is known to be called once in such an inference."""
+        index, before = self.index, self.calls
+        inference.calls[index] += 1
+        calls = inference.calls[index]
+        if calls == 1 and (inference.of == index or before == 1):
+            inference.alone.add(index)
+        if inference.of != index:
+            self.calls = max(before, calls)
+        if calls == 2 and index in inference.alone and self.hardware.fluctuation.correlation > 0:
+            warnings.warn(
+                f"layer {index} ({self._get_name()}) is called twice in an inference, and was called once before: its "
+                "cells' states may differ between the two calls, this once; run such an inference before what counts",
+                stacklevel=5,
+            )
+        return calls == 1 and index in inference.alone
+
+    def _outcome(self, input: Tensor, alone: bool) -> Tensor:
         prepared = self.prepared(input)
         self.positions = self.count_positions(prepared)
         if torch.is_grad_enabled() and self.weight.requires_grad:
@@ -353,7 +377,7 @@ class AnalogLayer(nn.Module, ABC):
         weight = self.weight if samples is None else self.weight.detach()  # the chip has no use for its gradient
         with torch.autocast(input.device.type, enabled=False):
             held = once(self.kept, "held", lambda: self._held(weight))
-            y = self.hardware.computation(self._array(driven, input_range, held), driven)
+            y = self.hardware.computation(self._array(driven, input_range, held, alone), driven)
             digital = [self.of_outputs(of.to(y.dtype)) for of in (self.column_ranges, held.factor) if of is not None]
             for unit in (own, *digital):
                 if unit is not None:
@@ -402,7 +426,7 @@ class AnalogLayer(nn.Module, ABC):
         """Inputs as they reach the array: of the type of reads, a batch, padded as far as `multiply` does not."""
         return self.padded((x.unsqueeze(0) if x.dim() == self.image_dims else x).to(self.computed_in))
 
-    def _array(self, x: Tensor, input_range: float, held: Held) -> Array:
+    def _array(self, x: Tensor, input_range: float, held: Held, alone: bool = True) -> Array:
         hardware = self.hardware
         return Array(
             weight=held.weight,
@@ -422,6 +446,7 @@ class AnalogLayer(nn.Module, ABC):
             sensing_noise=hardware.sensing_noise,
             noise=self.noise,
             index=self.index,
+            alone=alone,
             of_outputs=self.of_outputs,
             multiply=self.multiply,
             multiply_integers=self.multiply_integers,
@@ -593,6 +618,7 @@ class AnalogLayer(nn.Module, ABC):
             log_rho=float(self.log_rho.detach()),
             rho_start=self.rho_start,
             noise=(self.noise.seed, self.noise.position),
+            calls=self.calls,
             fitted=self._fitted,
             weight_range=self.weight_range,
             column_ranges=self.column_ranges,
@@ -614,7 +640,7 @@ class AnalogLayer(nn.Module, ABC):
             self.rho_start, self._last_version = local_metadata.get("rho_start", 1.0), -1  # log ρ/µS until 0.1.0
             if "noise" in local_metadata:
                 self.noise.go_on_from(*local_metadata["noise"])
-                self._fitted = local_metadata["fitted"]
+                self._fitted, self.calls = local_metadata["fitted"], local_metadata.get("calls", 0)
             columns = local_metadata.get("column_ranges")
             self.column_ranges = None if columns is None else columns.to(self.weight.device)
         rho = torch.as_tensor(local_metadata.get("log_rho", self.log_rho.detach()))

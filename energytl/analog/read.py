@@ -38,7 +38,7 @@ from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
 from energytl.devices.sensing import SensingNoise
-from energytl.streams import Stream, seed_of
+from energytl.streams import Stream, fold, seed_of
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,7 @@ class Array:
         idle_siemens: what an empty cell conducts, as far as that fluctuates, too; 0: the paper's law.
         noise: source of the random states.
         index: number of the layer in its network.
+        alone: whether the layer is known to be called once in an inference.
         multiply: (x, weight, bias) → the layer's product.
         multiply_integers: (inputs, zero, weight, scale, bias) → the same of uint8 and int8, see `integer_conv2d`.
         multiply_backward: (grad, x, weight, whether x's and the weight's are wanted) → its gradients to them, or None.
@@ -288,6 +289,7 @@ class Array:
     scheme: ReadScheme
     noise: NoiseStream
     index: int
+    alone: bool
     multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     multiply_integers: Callable[[Tensor, int, Tensor, float | Tensor, Tensor | None], Tensor]
     multiply_backward: Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
@@ -414,14 +416,15 @@ class Frozen(Computation):
     """One state of every cell, held for the whole batch or for the life of a chip; any scheme reads the same.
 
     Attributes:
-        chip: number of the chip, whose states are the same in every batch; None draws new ones for each batch.
+        chip: number of the chip, whose states are the same in every batch; None draws new ones for each batch, the
+            same for all calls of a layer in one call of the network.
     """
 
     chip: int | None = None
 
     def __call__(self, array: Array, x: Tensor) -> Tensor:  # noqa: D102
         if self.chip is None:
-            generator = array.noise.of_read(x.device)
+            generator, _ = array.noise.of_cells(x.device, array.index, array.alone)
         else:
             generator = torch.Generator(x.device).manual_seed(seed_of(Stream.STATES, self.chip, array.index))
         if array.converter is not None:
@@ -436,8 +439,9 @@ class Moments(Computation):
     """Each output is normal with the exact mean Σ w·x and variance Σ a²·v(x): two products for independent reads.
 
     With correlation c the variance is a²·(c·x² + (1−c)·v(x)), v the scheme's. Where one image has several output
-    positions, the correlated part is a deviation of each cell drawn once an image, so that positions correlate too: a
-    third product, and weights for each image in memory.
+    positions, or the layer is called more than once in an inference, the correlated part is a deviation of each cell
+    drawn once an image, so that positions and calls correlate too: a third product, and weights for each image in
+    memory. So it is in a network's first inference, before which it is not known how often layers are called.
 
     On the CPU, large float32 inputs are multiplied as integers where inputs and weights are small ones, which is exact;
     squares and gradients as bfloat16 where the processor is faster at it. That moves an output's standard deviation by
@@ -459,8 +463,11 @@ class Moments(Computation):
                 return array.converted(x, None, array.noise.of_read(x.device), array.variances)
             array = replace(array, added_variance=rounding_variance(array))
         correlation = array.fluctuation.correlation
-        held = correlation > 0 and array.positions > 1
         generator, added = array.noise.of_read(x.device), array.sensing_variance
+        of_cells, held = generator, False
+        if correlation > 0:
+            of_cells, alone = array.noise.of_cells(x.device, array.index, array.alone)
+            held = array.positions > 1 or not alone
         tensors = array.weight, array.squares, added, array.bias
         if not is_large(x):
             outcome: Tensor = _ReadMoments.apply(x, *tensors, array, held, generator)
@@ -471,7 +478,7 @@ class Moments(Computation):
         if not held or not len(x):
             return outcome
         quantised = fake_quantize(x, array.input_range, array.inputs.levels)
-        deviation = array.deviation(generator, (len(x),)) * math.sqrt(correlation)
+        deviation = array.deviation(of_cells, (len(x),)) * math.sqrt(correlation)
         each = torch.vmap(array.multiply, in_dims=(0, 0, None))
         return outcome + each(quantised.unsqueeze(1), deviation, None).squeeze(1)
 
@@ -481,7 +488,7 @@ class Exact(Computation):
     """A state for every cell, image, output position and read: the definition, and slow.
 
     A correlated read finds the cell's state of this image with probability √c, a fresh one otherwise, so any two
-    reads of one cell within an image correlate by c.
+    reads of one cell within an image correlate by c, also those of several calls of the layer in one inference.
 
     Attributes:
         states_at_once: how many states are held in memory.
@@ -501,29 +508,50 @@ class Exact(Computation):
         stored, spread = (y.reshape(len(y), groups, -1, patches.shape[-1]) for y in (array.stored, array.spread))
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
         read = self._read if array.converter is None else self._read_converted
-        parts = [read(array, part, stored, spread, generator) for part in patches.split(chunk)]
+        draws = generator, self._of_cells(array, len(stored), x.device)
+        parts = [read(array, part, stored, spread, *draws) for part in patches.split(chunk)]
         product = torch.cat(parts) * (step * array.full_range)
         outcome = array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
         return outcome if array.converter is not None else array.sensed(outcome, generator)
 
+    @staticmethod
+    def _of_cells(array: Array, cells: int, device: torch.device) -> list[torch.Generator]:
+        """Of the states that are kept, a generator for each cell of a weight: however images are split, they agree."""
+        if array.fluctuation.correlation == 0:
+            return []
+        of_all, _ = array.noise.of_cells(device, array.index, array.alone)
+        return [torch.Generator(device).manual_seed(fold(of_all.initial_seed(), cell)) for cell in range(cells)]
+
     def _read(
-        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+        self,
+        array: Array,
+        patches: Tensor,
+        stored: Tensor,
+        spread: Tensor,
+        generator: torch.Generator,
+        of_cells: list[torch.Generator],
     ) -> Tensor:
         """Integers (n, L, G, K) on cells (C, G, O, K) → (n, L, G, O)."""
         total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
-        for _, cell, current in self._currents(array, patches, stored, spread, generator):
+        for _, cell, current in self._currents(array, patches, stored, spread, generator, of_cells):
             total = total + array.significances[cell] * current.sum(-1)
         return total
 
     def _read_converted(
-        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+        self,
+        array: Array,
+        patches: Tensor,
+        stored: Tensor,
+        spread: Tensor,
+        generator: torch.Generator,
+        of_cells: list[torch.Generator],
     ) -> Tensor:
         """The same with converters: the currents of each array, phase and column that is sensed apart are converted."""
         scheme, inputs = array.scheme, array.inputs
         units = scheme.conversions(inputs)
         apart = array.mapping.conversions_per_output(array.weights) == len(stored)
         sums: dict[tuple[int, int], Tensor] = {}
-        for phase, cell, current in self._currents(array, patches, stored, spread, generator):
+        for phase, cell, current in self._currents(array, patches, stored, spread, generator, of_cells):
             parts = torch.stack([part.sum(-1) for part in current.split(array.arrays, -1)])
             place = (phase if len(units) > 1 else 0, cell if apart else 0)
             sums[place] = sums.get(place, 0.0) + parts * (1.0 if apart else array.significances[cell])
@@ -538,7 +566,13 @@ class Exact(Computation):
         return total
 
     def _currents(
-        self, array: Array, patches: Tensor, stored: Tensor, spread: Tensor, generator: torch.Generator
+        self,
+        array: Array,
+        patches: Tensor,
+        stored: Tensor,
+        spread: Tensor,
+        generator: torch.Generator,
+        of_cells: list[torch.Generator],
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Phase, cell of a weight, and what each cell of its kind adds in it: (n, L, G, O, K)."""
         noise = array.fluctuation
@@ -546,13 +580,21 @@ class Exact(Computation):
         shape = (*patches.shape[:-1], stored.shape[2], patches.shape[-1])
         phases = array.scheme.phases(patches, array.inputs)
         for number, (cell, amplitudes) in enumerate(zip(stored, spread, strict=True)):
-            held = sample_states((shape[0], 1, *shape[2:]), noise, generator) if together else None
+            held = self._kept_states((1, *shape[2:]), shape[0], noise, of_cells[number]) if together else None
             for phase, driven in enumerate(phases):
                 states = sample_states(shape, noise, generator)
                 if held is not None:
                     same = torch.rand(shape, generator=generator, device=patches.device) < together
                     states = torch.where(same, held, states)
                 yield phase, number, (cell + amplitudes * states) * driven.unsqueeze(3)
+
+    @staticmethod
+    def _kept_states(shape: tuple[int, ...], images: int, noise: Fluctuation, generator: torch.Generator) -> Tensor:
+        """States of so many further images, one after the other, (images, *shape)."""
+        states = torch.empty((images, *shape), device=generator.device)
+        for image in states:
+            image.copy_(sample_states(shape, noise, generator))
+        return states
 
 
 def _beside(outcome: Tensor, rho: Tensor) -> Tensor:

@@ -199,7 +199,9 @@ def test_moments_and_gradients_are_those_of_the_plain_composition(layer, scheme,
     spread = (variance + floor).sqrt() * normal
     expected = functional_call(digital, parameters_of(digital, weight), inputs) + spread
     if held:
-        states = sample_states((len(x), *cells.shape), noise, generator)
+        with network.noise.within(network.index):
+            of_cells, _ = network.noise.of_cells(x.device, network.index, alone=True)
+        states = sample_states((len(x), *cells.shape), noise, of_cells)
         deviations = correlation**0.5 * (states * cells).sum(1) * weight.sign()
         expected = expected + torch.cat(
             [

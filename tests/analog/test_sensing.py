@@ -157,6 +157,26 @@ def test_weights_that_are_stored_at_next_to_nothing_cannot_be_read():
     assert deviations[2] / deviations[1] == pytest.approx(100, rel=0.05)
 
 
+def test_a_network_at_vanishing_rho_is_at_chance():
+    """A perfect classifier of 10 classes; at so little ρ its outputs are noise alone."""
+    torch.manual_seed(0)
+    digital = nn.Linear(10, 10, bias=False)
+    with torch.no_grad():
+        digital.weight.copy_(torch.eye(10))
+    labels = torch.arange(10).repeat(500)
+    shares = {}
+    for law in ("paper", "cell"):
+        for rho in (10.0, 1e-6):
+            network = convert(digital, Hardware(law=law, rho=rho), seed=0)
+            network.input_range = 1.0
+            with torch.no_grad():
+                shares[law, rho] = float((network(torch.eye(10)[labels]).argmax(1) == labels).double().mean())
+    error = math.sqrt(0.1 * 0.9 / len(labels))
+    for law in ("paper", "cell"):
+        assert shares[law, 10.0] > 0.95
+        assert abs(shares[law, 1e-6] - 0.1) < 5 * error
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
