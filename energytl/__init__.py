@@ -12,14 +12,8 @@ from energytl.quiet import interrupted_quietly
 interrupted_quietly()  # before the imports that take seconds
 
 from energytl import optim
-from energytl.analog.convert import (
-    analog_layers,
-    calibrate,
-    configure,
-    convert,
-    estimate_batch_norm,
-    to_digital,
-)
+from energytl.analog.configure import analog_layers, configure, reading
+from energytl.analog.convert import calibrate, convert, estimate_batch_norm, to_digital
 from energytl.analog.hardware import Hardware
 from energytl.analog.held import conductances
 from energytl.analog.mapping import (
@@ -117,6 +111,7 @@ __all__ = [
     "left_digital",
     "optim",
     "program_",
+    "reading",
     "to_digital",
     "why_digital",
 ]

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from energytl import seeding
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.data import ImageData
 from energytl.optim.on_chip import Cells, OnChipOptimizer
 from energytl.results import write_tensors

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.analog.fused import compact_dtype, is_large
 from energytl.analog.inference import inference
 from energytl.analog.layers import AnalogLayer

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from energytl import __version__
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.analog.held import conductances
 from energytl.analog.remaining import left_digital
 from energytl.cost.estimate import Cost, LayerCost

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energytl.allowed import COUNT, COUNT_OR_0, SEED, Allowed, check
-from energytl.analog.convert import analog_layers, configure, unchanging
+from energytl.analog.configure import analog_layers, reading, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
-from energytl.devices.drift import Drift
-from energytl.devices.programming import Stuck
 from energytl.progress import Bar
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -118,20 +115,16 @@ class Draw:
     """One run over the test images.
 
     Attributes:
-        computation: how reads are computed.
+        computation: how reads are computed; None: as each layer has it.
         seed: of their noise.
         chip: whose cells are read; None: those of the network's own chip.
         nominal: cells hold what was written, whatever the chip.
     """
 
-    computation: Computation
+    computation: Computation | None
     seed: int
     chip: int | None = None
     nominal: bool = False
-
-
-AS_WRITTEN: dict[str, Any] = {"programming": None, "stuck": Stuck(), "drift": Drift()}
-"""Fields of the hardware of which cells hold what they should, but for wires."""
 
 
 def rank(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -161,22 +154,16 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
         label: of the progress bar; empty for none.
     """
     layers = list(analog_layers(network).values())
-    before = {name: getattr(layers[0].hardware, name) for name in ("computation", "chip", *AS_WRITTEN)}
     rows = []
-    try:
-        with inference(network), unchanging(network):
-            for number, (x, labels) in enumerate(Bar(batches, label, leave=False, disable=not label)):
-                x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
-                outcomes = []
-                for draw in draws:
-                    changes = before | {"computation": draw.computation}
-                    changes |= {} if draw.chip is None else {"chip": draw.chip}
-                    configure(network, **changes | (AS_WRITTEN if draw.nominal else {}))
+    with inference(network), unchanging(network):
+        for number, (x, labels) in enumerate(Bar(batches, label, leave=False, disable=not label)):
+            x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
+            outcomes = []
+            for draw in draws:
+                with reading(network, draw.computation, chip=draw.chip, as_written=draw.nominal):
                     layers[0].noise.reseed(draw.seed, number)
                     outcomes.append(rank(network(x), labels))
-                rows.append(torch.stack(outcomes))
-    finally:
-        configure(network, **before)
+            rows.append(torch.stack(outcomes))
     return torch.cat(rows, 1).cpu()
 
 
@@ -217,17 +204,16 @@ def every(batches: Batches, stride: int) -> list[tuple[Tensor, Tensor]]:
     return [part for part in kept if len(part[0])]
 
 
-def read_draws(network: nn.Module, reads: int, seed: int) -> list[Draw]:
+def read_draws(reads: int, seed: int) -> list[Draw]:
     """Draws that differ in their read noise."""
-    computation = next(iter(analog_layers(network).values())).hardware.computation
-    return [Draw(computation, seed + i) for i in range(reads)]
+    return [Draw(None, seed + i) for i in range(reads)]
 
 
 def chip_draws(network: nn.Module, chips: int, seed: int) -> list[Draw]:
     """Draws that differ in their chip: in what its cells hold, and in the states that they keep, if reads fluctuate."""
-    computation = next(iter(analog_layers(network).values())).hardware.computation
-    frozen = not isinstance(computation, Noiseless)
-    return [Draw(Frozen(chip=seed + i) if frozen else computation, 0, chip=seed + i) for i in range(chips)]
+    layers = analog_layers(network).values()
+    frozen = not all(isinstance(layer.hardware.computation, Noiseless) for layer in layers)
+    return [Draw(Frozen(chip=seed + i) if frozen else None, 0, chip=seed + i) for i in range(chips)]
 
 
 def noiseless_draw() -> Draw:

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import nn, no_grad
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 
 STEP = math.log(2)
 """Distance of a curve's knots, in log ρ; half of it where it was searched."""

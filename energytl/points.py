@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers, configure, estimate_batch_norm
+from energytl.analog.configure import analog_layers, reading
+from energytl.analog.convert import estimate_batch_norm
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.read import Noiseless
 from energytl.cost.estimate import Cost, estimate, mean_cost
 from energytl.data import ImageData
 from energytl.evaluation import (
-    AS_WRITTEN,
     Evaluation,
     Judged,
     accuracies,
@@ -188,7 +188,7 @@ class Points:
 
         def read_at(log_factor: float, n: int) -> float:
             self._set(number, scale, log_factor)
-            (draw,) = read_draws(self.analog, 1, seed_of(Stream.SEARCH_RHO, self.recipe.seed, number, n))
+            (draw,) = read_draws(1, seed_of(Stream.SEARCH_RHO, self.recipe.seed, number, n))
             return accuracies(self.analog, self.held_out.batches, [draw], label)[0]
 
         return read_at
@@ -263,7 +263,7 @@ class Points:
     def _told(self, trained: Trained) -> Result:
         """Accuracy on test images, by reads that nothing was chosen by, and cost of the network as it now is."""
         seed, evaluation = self.recipe.seed, self.evaluation
-        fresh = read_draws(self.analog, evaluation.reads, seed_of(Stream.CONFIRMATION, seed) + evaluation.first_read)
+        fresh = read_draws(evaluation.reads, seed_of(Stream.CONFIRMATION, seed) + evaluation.first_read)
         reads = ranks(self.analog, self.test.batches, fresh, f"{self.label}: evaluating")
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.test.right, reads == 0)
@@ -293,7 +293,7 @@ class Points:
             if chips:
                 result[f"accuracies_chips_top{k}"] = top_accuracies(apart, k)
         if evaluation.searched:
-            chosen_by = read_draws(self.analog, evaluation.reads, seed_of(Stream.CHOICE, seed) + evaluation.first_read)
+            chosen_by = read_draws(evaluation.reads, seed_of(Stream.CHOICE, seed) + evaluation.first_read)
             found = accuracies(self.analog, self.held_out.batches, chosen_by, f"{self.label}: images held out")
             result["accuracy_held_out"] = quartiles(found)[1]
         if evaluation.histograms:
@@ -311,11 +311,9 @@ class Points:
     def _quantised(self, trained: Trained) -> float:
         """Accuracy without fluctuation, of cells as they should be, by norms of such reads; the same at every ρ."""
         if id(trained) not in self._without_noise:
-            hardware = self.recipe.hardware
-            configure(self.analog, computation=Noiseless(), **AS_WRITTEN)
-            self._estimate_norms()
-            found = accuracies(self.analog, self.test.batches, [noiseless_draw()], f"{self.label}: without noise")
-            configure(self.analog, **{name: getattr(hardware, name) for name in ("computation", *AS_WRITTEN)})
+            with reading(self.analog, Noiseless(), as_written=True):
+                self._estimate_norms()
+                found = accuracies(self.analog, self.test.batches, [noiseless_draw()], f"{self.label}: without noise")
             self._estimate_norms()
             self._without_noise[id(trained)] = found[0]
         return self._without_noise[id(trained)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.classifier import Classifier, rehearse
 from energytl.data import ImageData
 from energytl.evaluation import Evaluation

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.analog.noise import NoiseStream
 from energytl.streams import Stream, seed_of
 

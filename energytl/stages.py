@@ -16,7 +16,8 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers, calibrate, configure, convert, to_digital
+from energytl.analog.configure import analog_layers, configure, reading
+from energytl.analog.convert import calibrate, convert, to_digital
 from energytl.analog.hardware import ROUNDING, Hardware
 from energytl.analog.memory_format import lay_out_channels_last, runs_channels_last
 from energytl.analog.programming import program_
@@ -115,9 +116,9 @@ def analog_network(
     analog = convert(network, hardware, strict=recipe.strict, seed=seed_of(Stream.CONVERSION, seed), example=example)
     if runs_channels_last(network, data.shape):
         lay_out_channels_last(analog)
-    configure(analog, computation=calibration)
-    calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
-    return configure(analog, computation=hardware.computation)
+    with reading(analog, calibration):
+        calibrate(analog, (images.to(device) for images in data.first_images(recipe.calibration_batches)))
+    return analog
 
 
 def program(recipe: Recipe, analog: nn.Module) -> None:

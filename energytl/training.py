@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from energytl.analog.convert import analog_layers, configure
+from energytl.analog.configure import analog_layers, configure
 from energytl.callbacks import (
     Begun,
     ClipWeights,

@@ -51,7 +51,7 @@ def test_chips_differ_in_what_their_cells_hold_and_reads_do_not(task):
     chips = accuracies(analog, batches, chip_draws(analog, 5, seed=3), "")
     assert len(set(chips)) > 2
     assert accuracies(analog, batches, chip_draws(analog, 5, seed=3), "") == chips
-    reads = accuracies(analog, batches, read_draws(analog, 3, seed=3), "")
+    reads = accuracies(analog, batches, read_draws(3, seed=3), "")
     assert len(set(reads)) == 1  # all on the network's own chip, without noise
     assert reads[0] == accuracies(analog, batches, [Draw(Noiseless(), 0, chip=0)], "")[0]
     frozen = chip_draws(configure(analog, computation=Moments()), 2, seed=3)
@@ -66,7 +66,7 @@ def test_the_teacher_itself_is_always_right(task):
 def test_draws_are_reproducible_and_differ_by_their_seed(task):
     network, batches = task
     analog = convert(network, Hardware(rho=0.3), seed=0)
-    draws = [*read_draws(analog, 3, seed=5), *chip_draws(analog, 2, seed=5), noiseless_draw()]
+    draws = [*read_draws(3, seed=5), *chip_draws(analog, 2, seed=5), noiseless_draw()]
     first = accuracies(analog, batches, draws, "")
     analog(batches[0][0])
     assert accuracies(analog, batches, draws, "") == first
@@ -88,7 +88,7 @@ def test_measuring_leaves_the_network_as_it_was(task):
 def test_which_images_are_right_is_known_for_every_draw(task):
     network, batches = task
     analog = convert(network, Hardware(rho=0.3), seed=0)
-    draws = [noiseless_draw(), *read_draws(analog, 2, seed=5)]
+    draws = [noiseless_draw(), *read_draws(2, seed=5)]
     right = ranks(analog, batches, draws, "") == 0
     assert (right.shape, right.dtype) == ((3, 200), torch.bool)
     assert right.double().mean(1).tolist() == accuracies(analog, batches, draws, "")

@@ -1,7 +1,6 @@
 """From a digital network to an analog one and back, and what stayed digital, by name."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from energytl.analog.attention import (
     call_projections,
     use_weights,
 )
+from energytl.analog.configure import analog_layers, ideal_converters, required_layers, unchanging
 from energytl.analog.copies import own_copy, sharing_copy
 from energytl.analog.hardware import Hardware
 from energytl.analog.inference import delimit, hooked, inference, inputs_of, undelimit
@@ -123,57 +123,6 @@ def to_digital(analog: nn.Module) -> nn.Module:
     return network
 
 
-def analog_layers(network: nn.Module) -> dict[str, AnalogLayer]:
-    """The analog layers of a network by name, in their order."""
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, AnalogLayer)}
-
-
-def required_layers(network: nn.Module) -> dict[str, AnalogLayer]:
-    """The analog layers of a network by name, of which there must be some.
-
-    Raises:
-        ValueError: for a digital network.
-
-    >>> required_layers(nn.Linear(4, 2))
-    Traceback (most recent call last):
-    ValueError: Linear has no analog layers: convert it first, with energytl.convert
-    """
-    layers = analog_layers(network)
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no analog layers: convert it first, with energytl.convert")
-    return layers
-
-
-def configure(analog: nn.Module, **changes: Any) -> nn.Module:  # noqa: ANN401
-    """Change fields of the hardware of every analog layer, in place; `rho` sets the layers' ρ.
-
-    A change of weights or mapping also sets the weight ranges anew, by the weights; calibrate again for those that the
-    outputs choose, and for the inputs'.
-
-    >>> from energytl.analog.read import Noiseless
-    >>> layer = configure(convert(nn.Linear(4, 2)), computation=Noiseless())
-    """
-    for layer in required_layers(analog).values():
-        layer.configure(**changes)
-    return analog
-
-
-@contextmanager
-def unchanging(analog: nn.Module) -> Iterator[None]:
-    """While it is open, weights, ranges and ρ stay as they are: what follows from them is worked out once.
-
-    The hardware may be changed by `configure`.
-    """
-    layers = required_layers(analog).values()
-    for layer in layers:
-        layer.kept = {}
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.kept = None
-
-
 def calibrate(analog: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Set every layer's input range: to the one that rounds best all inputs of all batches together; in place.
 
@@ -230,19 +179,6 @@ def _calibrate_converters(analog: nn.Module, batches: Iterable[Any]) -> None:
             analog(images)
     for layer, seen in sums.items():
         layer.fit_converter_range(seen)
-
-
-@contextmanager
-def ideal_converters(analog: nn.Module) -> Iterator[None]:
-    """While it is open, partial sums are not converted: nothing is rounded or cut off."""
-    before = {layer: layer.hardware.converter for layer in analog_layers(analog).values()}
-    try:
-        for layer in before:
-            layer.configure(converter=None)
-        yield
-    finally:
-        for layer, converter in before.items():
-            layer.configure(converter=converter)
 
 
 def estimate_batch_norm(analog: nn.Module, batches: Iterable[Any], seed: int) -> nn.Module:

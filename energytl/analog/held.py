@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from energytl.analog.convert import required_layers
+from energytl.analog.configure import required_layers
 
 BEYOND = 1.001
 """How far above the window a conductance may lie by rounding."""

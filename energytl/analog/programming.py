@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from energytl.analog.convert import analog_layers
+from energytl.analog.configure import analog_layers
 from energytl.analog.layers import AnalogLayer
 from energytl.analog.noise import NoiseStream
 from energytl.devices.programming import Stuck, WriteError

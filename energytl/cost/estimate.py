@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from energytl.analog.convert import analog_layers, ideal_converters, required_layers
+from energytl.analog.configure import analog_layers, ideal_converters, required_layers
 from energytl.analog.inference import hooked, inference
 from energytl.analog.layers import AnalogLayer
 from energytl.cost.energy import (

@@ -13,7 +13,8 @@ from torch import nn
 
 from energytl import strict_yaml
 from energytl.allowed import COUNT, SEED, check
-from energytl.analog.convert import analog_layers, convert
+from energytl.analog.configure import analog_layers
+from energytl.analog.convert import convert
 from energytl.optim.on_chip import OnChipOptimizer
 from energytl.parser import one_line, parse, said_by
 from energytl.recipe import Case, Recipe, RecipeError, merge, nested, read

@@ -31,7 +31,7 @@ from energytl import (
     program_,
     to_digital,
 )
-from energytl.analog.convert import unchanging
+from energytl.analog.configure import unchanging
 from energytl.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, Calibration
 from energytl.analog.quantize import best_range
 from energytl.devices.programming import Variation

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import energytl
-from energytl.analog.convert import unchanging
+from energytl.analog.configure import unchanging
 
 
 class Uncalled(nn.Module):
