@@ -126,7 +126,7 @@ def test_a_drop_is_chosen_by_the_images_held_out_alone_and_told_of_the_test_imag
     scale.set(0.0)
 
     def mean_of_fresh_reads(judged):
-        found = accuracies(measured.analog, judged.batches, read_draws(measured.analog, 40, 999), "")
+        found = accuracies(measured.analog, judged.batches, read_draws(40, 999), "")
         return sum(found) / len(found)
 
     chosen = measured.held_out.accuracy - mean_of_fresh_reads(measured.held_out)
@@ -202,9 +202,9 @@ def test_every_read_of_a_choice_has_noise_of_its_own(measure, monkeypatch):
     seeds = []
     real = read_draws
 
-    def noted(network, reads, seed):
+    def noted(reads, seed):
         seeds.extend(seed + number for number in range(reads))
-        return real(network, reads, seed)
+        return real(reads, seed)
 
     monkeypatch.setattr("energytl.points.read_draws", noted)
     measure(lambda network: None, lambda network: None, max_drop=(0.05, 0.2))
