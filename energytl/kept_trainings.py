@@ -35,7 +35,7 @@ CHECKED_ALONE = ("strict", "share_training")
 TOLD_OTHERWISE = ("network", "weights", "data", "pretrain", "stages", "trainer")
 """Settings that enter by what they lead to: `before_fit` and `data_settings` add them where a training sees them."""
 
-UNSEEN_WITHOUT_NOISE = ("fluctuation", "cell", "read", "computation", "rho")
+UNSEEN_WITHOUT_NOISE = ("fluctuation", "law", "sensing_noise", "cell", "read", "computation", "rho")
 """Fields of the hardware that a training without fluctuation, and without a price on energy, does not see."""
 
 UNSEEN_OF_THE_TRAINER = ("enable_progress_bar", "log_every_n_steps", "accelerator")
@@ -91,7 +91,7 @@ def analog_settings(settings: dict[str, Any], recipe: Recipe, energy_weights: Se
     """What the analog network depends on after the trainings with these λ, of all settings."""
     left_out = AFTER_TRAINING + SAID_ALONE + CHECKED_ALONE + TOLD_OTHERWISE
     relevant = {name: value for name, value in settings.items() if name not in left_out}
-    if _blind(recipe, energy_weights) and recipe.convergence is None:
+    if _blind(recipe, energy_weights) and recipe.convergence is None and not recipe.layers:
         relevant["hardware"] = dict(settings["hardware"])
         for name in UNSEEN_WITHOUT_NOISE:
             del relevant["hardware"][name]

@@ -268,7 +268,8 @@ class Points:
         low, median, high = quartiles(top_accuracies(reads))
         drop, drop_low, drop_high = drop_interval(self.test.right, reads == 0)
         hardware = self.recipe.hardware
-        noisy = not isinstance(hardware.computation, Noiseless) or bool(hardware.changes)
+        own = [layer.hardware for layer in analog_layers(self.analog).values()]
+        noisy = any(not isinstance(each.computation, Noiseless) or bool(each.changes) for each in own)
         draws = chip_draws(self.analog, evaluation.chips, seed_of(Stream.CHIPS, seed))
         apart = ranks(self.analog, self.test.batches, draws, f"{self.label}: chips") if draws else reads[:0]
         chips = top_accuracies(apart)
@@ -302,7 +303,7 @@ class Points:
             result["exact"] = self._exact(reads)
         cost = price(self.analog, self.recipe.data, evaluation.cost_batches, self.recipe)
         result["law"] = hardware.law
-        if hardware.changes:
+        if any(each.changes for each in own):
             result["varies"] = True
         if trained.activities:
             cost = cost.with_training(trained.activities, self.recipe.periphery)

@@ -183,6 +183,8 @@ class Recipe:
         frozen: names of layers, or of parameters, that the recipe's own training leaves as they are; * stands for
             anything.
         hardware: what the network runs on.
+        layers: for patterns of layers' names (* stands for anything), what differs in their hardware; keys may be
+            dotted, as converter.bits. Of patterns that match one layer, the later win.
         training_computation: how training sees the reads. Moments: with their fluctuation (technique A);
             Noiseless: quantised only.
         objective: the price of energy in training (technique B).
@@ -210,6 +212,7 @@ class Recipe:
     program: Programming | None = None
     frozen: tuple[str, ...] = ()
     hardware: Hardware = Hardware()
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_computation: Computation = Moments()
     objective: Objective = Objective()
     train: Fit | None = None
@@ -275,11 +278,30 @@ class Case:
         """
         try:
             built = recipe_parser().instantiate(self.settings)
-            return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__})
+            layers = {pattern: self._of_layers(pattern, own, built.hardware) for pattern, own in built.layers.items()}
+            return Recipe(**{name: built[name] for name in Recipe.__dataclass_fields__} | {"layers": layers})
         except Exception as error:
             said = _whole_key(one_line(error, recipe_parser(), Recipe), self.settings)
             part = self._failing()
             raise RecipeError(f"case {self.name}: {'' if part in said else f'{part}: '}{said}") from error
+
+    def _of_layers(self, pattern: str, changes: dict[str, Any], common: Hardware) -> dict[str, Any]:
+        """Fields of the hardware that differ in the layers of a pattern, checked as the whole hardware is."""
+        settings = self.resolved()["hardware"]
+        for key, value in changes.items():
+            *places, last = key.split(".")
+            part = settings
+            for place in places:
+                part[place] = part.get(place) or {}
+                part = part[place].setdefault("init_args", {}) if "class_path" in part[place] else part[place]
+            part[last] = value
+        try:
+            parser = _hardware_parser()
+            own = parser.instantiate(parse_settings(parser, yaml.safe_dump({"hardware": settings}), ())).hardware
+        except Exception as error:
+            raise ValueError(f"layers.{pattern}: {one_line(error, _hardware_parser(), Recipe)}") from error
+        names = [name for name in Hardware.__dataclass_fields__ if getattr(own, name) != getattr(common, name)]
+        return {name: getattr(own, name) for name in names}
 
     def _failing(self) -> str:
         """The first part of the recipe that cannot be made; empty if each can."""
@@ -336,6 +358,15 @@ def recipe_parser(prog: str = "energytl run RECIPE") -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe to take settings from.")
     parser.add_class_arguments(Recipe, as_group=False)
     _add_trainer(parser)
+    return parser
+
+
+@cache
+def _hardware_parser() -> ArgumentParser:
+    recipe_parser()  # whose settings for parsing hold here, too
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--hardware", type=Hardware)
     return parser
 
 
@@ -518,6 +549,9 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
     """
     unfolded: dict[str, Any] = {}
     for key, value in settings.items():
+        if key == "layers":  # its keys are patterns
+            unfolded = merge(unfolded, {key: value})
+            continue
         value = nested(value) if isinstance(value, dict) else value
         *parents, last = key.split(".")
         for parent in reversed([*parents, last]):

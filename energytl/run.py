@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from energytl.analog.configure import configure
 from energytl.analog.convert import convert
 from energytl.analog.inference import inference
 from energytl.cost.estimate import estimate
@@ -242,6 +243,7 @@ def prepare(case: Case, needs_data: bool) -> Recipe:
             _refuse_stage(case, recipe, name, stage)
         digital, example = copy.deepcopy(recipe.network), (torch.zeros(1, *recipe.data.shape),)
         analog = convert(digital, recipe.hardware, strict=recipe.strict, seed=0, example=example)
+        configure(analog, recipe.layers)
         if recipe.program is not None:
             program(recipe, analog)  # refuses what it cannot write
         freeze(analog, recipe.frozen)

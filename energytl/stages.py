@@ -114,6 +114,8 @@ def analog_network(
     device = next(network.parameters()).device
     example = (torch.zeros(1, *data.shape, device=device),)
     analog = convert(network, hardware, strict=recipe.strict, seed=seed_of(Stream.CONVERSION, seed), example=example)
+    if hardware is recipe.hardware:
+        configure(analog, recipe.layers)
     if runs_channels_last(network, data.shape):
         lay_out_channels_last(analog)
     with reading(analog, calibration):

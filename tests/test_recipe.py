@@ -5,8 +5,10 @@ import torch
 import yaml
 from torch import nn
 
-from energytl import BitSerialRead, RepeatedRead
-from energytl.recipe import RecipeError, read
+from energytl import BitSerialRead, Converter, MultilevelPair, Noiseless, RepeatedRead, analog_layers
+from energytl.recipe import Case, RecipeError, parse, read
+from energytl.run import prepare
+from energytl.stages import analog_network
 from energytl.study.settings import read_study
 
 BASE = {"network": "energytl.models.lenet", "data": "energytl.data.Digits"}
@@ -509,3 +511,45 @@ def test_a_value_is_refused_with_its_whole_key(written, settings, says):
 def test_keys_are_not_abbreviated(written, override):
     with pytest.raises(RecipeError, match="unknown key"):
         read(written(BASE), [override])
+
+
+LAYERED = """
+network: energytl.models.lenet
+data: energytl.data.Digits
+hardware: {converter: {bits: 6}, mapping: {class_path: MultilevelPair, init_args: {levels: [1, 3]}}}
+layers:
+  conv1: {converter.bits: 8, mapping.levels: [1, 2, 4]}
+  fc*: {read: BitSerialRead, inputs.bits: 7}
+  fc3: {converter: null}
+"""
+
+
+def test_layers_have_hardware_of_their_own(tmp_path):
+    case = Case("a", parse(LAYERED))
+    recipe = case.build()
+    assert recipe.layers["conv1"] == {"converter": Converter(8), "mapping": MultilevelPair((1, 2, 4))}
+    assert parse(case.as_yaml()).layers == case.settings.layers  # its keys are patterns, whatever their dots
+    analog = analog_network(recipe, recipe.network, recipe.hardware, recipe.data, 0, Noiseless())
+    found = {name: layer.hardware for name, layer in analog_layers(analog).items()}
+    bits = {name: hardware.converter and hardware.converter.bits for name, hardware in found.items()}
+    assert bits == {"conv1": 8, "conv2": 6, "fc1": 6, "fc2": 6, "fc3": None}
+    assert {name: hardware.inputs.bits for name, hardware in found.items()} == {
+        **{"conv1": 5, "conv2": 5, "fc1": 7, "fc2": 7, "fc3": 7}
+    }
+    assert found["conv2"] == recipe.hardware
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("conv*1.x: {chip: 1}", "no layer is called 'conv*1.x'; there are: conv1, conv2, fc1, fc2, fc3"),
+        ("conv1: {converter.bit: 8}", "layers.conv1: hardware.converter: unknown key bit; there are bits, range"),
+        ("conv1: {converter.bits: 1}", "layers.conv1: converter.bits is 1; allowed: 2 to 24"),
+        ("conv1: {read: Bitserial}", "layers.conv1: hardware.read: there is no ReadScheme 'Bitserial'; there are:"),
+    ],
+)
+def test_what_is_no_hardware_of_a_layer_is_refused_with_its_pattern(written, says):
+    text = LAYERED.partition("layers:")[0] + f"layers: {{{written}}}\n"
+    with pytest.raises((RecipeError, ValueError)) as error:
+        prepare(Case("a", parse(text)), needs_data=False)
+    assert says in str(error.value) and "\n" not in str(error.value)
