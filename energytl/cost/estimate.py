@@ -18,7 +18,7 @@ from energytl.cost.energy import (
     row_driver_energy,
     shift_add_energy,
 )
-from energytl.cost.periphery import IDEAL_CONVERTERS, NOT_MODELLED, SILENT_SENSING, Periphery
+from energytl.cost.periphery import IDEAL_CONVERTERS, IDEAL_WIRES, NOT_MODELLED, SILENT_SENSING, Periphery
 from energytl.cost.training import Activity, TrainingCost, training_cost
 
 
@@ -176,16 +176,22 @@ def estimate(
                 _layer_cost(name, layer, inputs[layer], of_one[layer], images, periphery, blank)
                 for name, layer in layers.items()
             )
-        missing = [
-            what
-            for name, what in (("converter", IDEAL_CONVERTERS), ("sensing_noise", SILENT_SENSING))
-            if any(getattr(layer.hardware, name) is None for layer in inputs)
-        ]
-        return Cost(costs, not_modelled=(*NOT_MODELLED, *missing))
+        return Cost(costs, not_modelled=(*NOT_MODELLED, *_left_out(list(inputs))))
     finally:
         if blank:  # its activations are no inputs to calibrate on
             for layer, input_range in ranges.items():
                 layer.input_range = input_range
+
+
+def _left_out(layers: list[AnalogLayer]) -> list[str]:
+    """What the accuracy of some of these layers does not contain, as their hardware leaves it out."""
+    every = [layer.hardware for layer in layers]
+    asked = {
+        IDEAL_WIRES: any(not hardware.arrays.wire_ohm for hardware in every),
+        IDEAL_CONVERTERS: any(hardware.converter is None for hardware in every),
+        SILENT_SENSING: any(hardware.sensing_noise is None for hardware in every),
+    }
+    return [what for what, is_left_out in asked.items() if is_left_out]
 
 
 def _inputs(analog: nn.Module, example: Tensor) -> tuple[dict[AnalogLayer, list[Tensor]], int | None]:

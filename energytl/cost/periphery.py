@@ -9,12 +9,15 @@ from energytl.crossbar.converter import Converter
 NOT_MODELLED = (
     "input buffers, bus and network on chip",
     "digital layers: normalisation, activation, pooling, softmax, products of activations in attention",
-    "wire resistance, leakage, clock",
+    "energy of wires, leakage, clock",
 )
 """What no number of energytl contains."""
 
 SILENT_SENSING = "noise of sensing (hardware.sensing_noise is null): thermal, of amplifiers; it bounds ρ from below"
 """What accuracy does not contain without it."""
+
+IDEAL_WIRES = "what wires take from a read (hardware.arrays.wire_ohm is 0)"
+"""What accuracy does not contain without their resistance."""
 
 IDEAL_CONVERTERS = "rounding by the converters (hardware.converter is null: accuracy is that of ideal ones)"
 """What accuracy does not contain without converters of its own, however many bits are priced."""

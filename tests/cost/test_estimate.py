@@ -1,5 +1,7 @@
 """Costs of networks: counts by hand and from the papers, energies as sums over layers and means over images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from energytl import (
     BitCells,
     BitSerialRead,
     Cell,
+    Converter,
     DifferentialPair,
+    FullRange,
     Hardware,
     InputFormat,
     Noiseless,
@@ -269,3 +273,17 @@ def test_training_one_of_several_runs_costs_what_training_it_alone_does(kind):
     assert (found["training_energy_column_reads_j"] > 0) == (kind is CTTv2)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=0.02 if name in RANDOM else 1e-5), name
+
+
+def test_what_the_hardware_leaves_out_is_said_as_not_modelled():
+    whole = Hardware(arrays=Arrays(wire_ohm=0.35), converter=Converter(range=FullRange()))
+    for hardware, words in (
+        (whole, []),
+        (replace(whole, arrays=Arrays()), ["wires take"]),
+        (replace(whole, converter=None), ["rounding by the converters"]),
+        (replace(whole, sensing_noise=None), ["noise of sensing"]),
+    ):
+        said = " ".join(estimate(convert(nn.Linear(4, 2), hardware), torch.ones(1, 4)).not_modelled)
+        assert [
+            word for word in ("wires take", "rounding by the converters", "noise of sensing") if word in said
+        ] == words
