@@ -10,6 +10,7 @@ from energytl.allowed import COUNT, COUNT_OR_0, SEED, Allowed, check
 from energytl.analog.configure import analog_layers, reading, unchanging
 from energytl.analog.inference import inference
 from energytl.analog.read import Computation, Exact, Frozen, Noiseless
+from energytl.devices.drift import FIRST_S
 from energytl.progress import Bar
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -24,6 +25,8 @@ class Evaluation:
         first_read: number of the first of them; other numbers are other noise, independent of that of an earlier run.
         chips: Monte Carlo runs on chips of their own: other errors in the cells (hardware.programming, stuck), each of
             which keeps one state of its telegraph noise, unless reads are computed without noise.
+        times_s: times since programming, s, at which accuracy is told, too, by the law of hardware.drift: of so many
+            chips, or of reads of the network's own.
         top: further counts k, for which the share of images whose class is among the k largest outputs is told.
         max_drop: None measures at the ρ that training left. A number, as 0.01, first scales all ρ by the common
             factor of least energy at which the accuracy (expected of a read) is so far below the digital network's:
@@ -48,6 +51,7 @@ class Evaluation:
     reads: int = 10
     first_read: int = 0
     chips: int = 0
+    times_s: tuple[float, ...] = ()
     top: tuple[int, ...] = ()
     max_drop: float | tuple[float, ...] | None = None
     budgets: tuple[float, ...] = ()
@@ -67,6 +71,7 @@ class Evaluation:
             **dict.fromkeys(("reads", "images", "held_out", "cost_batches"), COUNT),
             **dict.fromkeys(("chips", "norm_batches", "exact_images"), COUNT_OR_0),
             first_read=SEED,
+            times_s=Allowed(FIRST_S, note="seconds since programming"),
             top=Allowed(2, note="as [5, 10]"),
             max_drop=Allowed(0, 1, below=True, note="0.01 for a point"),
             budgets=Allowed(0, above=True, note="in paper units"),
@@ -119,12 +124,14 @@ class Draw:
         seed: of their noise.
         chip: whose cells are read; None: those of the network's own chip.
         nominal: cells hold what was written, whatever the chip.
+        time_s: since programming; None: as the hardware says.
     """
 
     computation: Computation | None
     seed: int
     chip: int | None = None
     nominal: bool = False
+    time_s: float | None = None
 
 
 def rank(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -160,7 +167,7 @@ def ranks(network: nn.Module, batches: Batches, draws: list[Draw], label: str) -
             x, labels = x.to(layers[0].weight.device), labels.to(layers[0].weight.device)
             outcomes = []
             for draw in draws:
-                with reading(network, draw.computation, chip=draw.chip, as_written=draw.nominal):
+                with reading(network, draw.computation, chip=draw.chip, time_s=draw.time_s, as_written=draw.nominal):
                     layers[0].noise.reseed(draw.seed, number)
                     outcomes.append(rank(network(x), labels))
             rows.append(torch.stack(outcomes))
@@ -214,6 +221,12 @@ def chip_draws(network: nn.Module, chips: int, seed: int) -> list[Draw]:
     layers = analog_layers(network).values()
     frozen = not all(isinstance(layer.hardware.computation, Noiseless) for layer in layers)
     return [Draw(Frozen(chip=seed + i) if frozen else None, 0, chip=seed + i) for i in range(chips)]
+
+
+def draws_at(time_s: float, reads: int, chips: int, seed: int) -> list[Draw]:
+    """Draws some time after programming: reads of so many chips, or, of none, of the network's own."""
+    of_chips = [Draw(None, seed + i, chip=seed + i, time_s=time_s) for i in range(chips)]
+    return of_chips or [Draw(None, seed + i, time_s=time_s) for i in range(reads)]
 
 
 def noiseless_draw() -> Draw:

@@ -62,6 +62,7 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
         "least_energy": least_energy,
         "energy_by_condition": energy_by_condition,
         "accuracy_by_condition": accuracy_by_condition,
+        "over_time": over_time,
         "weights": weights,
         "convergence": convergence,
         "speed_map": speed_map,
@@ -72,7 +73,7 @@ def figures(results: dict[str, Result]) -> dict[str, Figure]:
         "rho_by_layer": rho_by_layer,
         "training": training,
     }
-    merged, of_runs = merge_seeds(results), ("convergence", "speed_map", "accuracy_by_condition")
+    merged, of_runs = merge_seeds(results), ("convergence", "speed_map", "accuracy_by_condition", "over_time")
     made = {name: make(results if name in of_runs else merged) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -281,6 +282,26 @@ def _quantities(conditions: Iterable[str]) -> dict[str, list[str]]:
         quantity, equals, _ = condition.partition(" = ")
         found.setdefault(quantity if equals else "", []).append(condition)
     return found if len(found) > 1 and "" not in found else {"": [name for names in found.values() for name in names]}
+
+
+def over_time(results: dict[str, Result]) -> Figure | None:
+    """Accuracy against the time since programming, a line a case: median and range over chips, or else reads."""
+    shown = {case: result["over_time"] for case, result in results.items() if result.get("over_time")}
+    if not shown:
+        return None
+    figure, (axes,) = panels(1)
+    colours = _colours(shown)
+    for case, several in shown.items():
+        values = [[100 * value for value in found["accuracies"]] for found in several]
+        middle = [statistics.median(each) for each in values]
+        bars = [[m - min(each) for m, each in zip(middle, values, strict=True)]]
+        bars.append([max(each) - m for m, each in zip(middle, values, strict=True)])
+        style: dict[str, Any] = {"marker": "o", "capsize": 4, "color": colours[case], "label": case}
+        axes.errorbar([found["time_s"] for found in several], middle, bars, **style)
+    axes.set(xscale="log", xlabel="time since programming (s)", ylabel="accuracy (%)")
+    axes.grid(alpha=0.3)
+    _legend_below(figure, [axes])
+    return figure
 
 
 def weights(results: dict[str, Result]) -> Figure | None:

@@ -41,6 +41,7 @@ from energytl.evaluation import (
     Judged,
     accuracies,
     chip_draws,
+    draws_at,
     drop_interval,
     every,
     exact_draw,
@@ -297,6 +298,8 @@ class Points:
             chosen_by = read_draws(evaluation.reads, seed_of(Stream.CHOICE, seed) + evaluation.first_read)
             found = accuracies(self.analog, self.held_out.batches, chosen_by, f"{self.label}: images held out")
             result["accuracy_held_out"] = quartiles(found)[1]
+        if evaluation.times_s:
+            result["over_time"] = [self._over_time(time_s) for time_s in evaluation.times_s]
         if evaluation.histograms:
             result["histograms"] = {name: histogram(layer) for name, layer in analog_layers(self.analog).items()}
         if evaluation.exact_images:
@@ -308,6 +311,13 @@ class Points:
         if trained.activities:
             cost = cost.with_training(trained.activities, self.recipe.periphery)
         return result | cost_numbers(cost)
+
+    def _over_time(self, time_s: float) -> Result:
+        """Accuracies some time after programming; the same chips and reads at every time."""
+        evaluation, seed = self.evaluation, seed_of(Stream.OVER_TIME, self.recipe.seed)
+        draws = draws_at(time_s, evaluation.reads, evaluation.chips, seed)
+        found = accuracies(self.analog, self.test.batches, draws, f"{self.label}: after {time_s:g} s")
+        return {"time_s": time_s, "accuracies": found}
 
     def _quantised(self, trained: Trained) -> float:
         """Accuracy without fluctuation, of cells as they should be, by norms of such reads; the same at every ρ."""

@@ -6,7 +6,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,11 @@ class Recipe:
                 raise ValueError(f"{key} is about training, but train is null: leave it out")
         if self.pretrain is not None and self.pretrain.clip_weights:
             raise ValueError("pretrain.clip_weights: digital weights have no range; leave it out, or make it a stage")
+        times, drift = () if self.evaluation is None else self.evaluation.times_s, self.hardware.drift
+        if times and drift.law is None:
+            raise ValueError("evaluation.times_s wants cells that change: set hardware.drift.law, as PcmDrift")
+        for time_s in times:
+            replace(drift, time_s=time_s)  # refuses what the law says nothing of
         if self.data.runs > 1 and self.evaluation is not None:
             raise ValueError(
                 f"evaluation is of one network, but {self.data.runs} runs train side by side: set evaluation: null"

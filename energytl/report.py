@@ -19,6 +19,7 @@ CAPTIONS = {
     "convergence": "Accuracy on test images while training: median over runs and quartiles; dashed: the target.",
     "speed_map": "How many times fewer images than the baseline until the target, with 95 % intervals; blue: fewer; "
     "framed: what the paper tells of.",
+    "over_time": "Accuracy some time after programming: median over chips, or reads, and the least and the largest.",
     "accuracy_energy": "Accuracy against energy per image: median over reads (of several seeds: over the seeds), bars "
     "from lower to upper quartile; thin lines: the drop on the images held out, by which the points were chosen.",
     "least_energy": "Least energy that keeps the accuracy, here and as published; bars: its seeds; open: not "

@@ -18,6 +18,7 @@ FIRST_FIGURES = (
     "least_energy",
     "energy_by_condition",
     "accuracy_by_condition",
+    "over_time",
     "weights",
     "learning_costs",
     "convergence",
@@ -32,7 +33,8 @@ HEAD = """# Results
 Made by `energytl results` from finished runs; every number in a table comes from the command above it. Energies in
 paper units are Σ ρ·|w|·pulses: compare ratios. "Published" is the same ratio in the paper's table, of another network
 where the text says so. ρ, and which network of a family, are chosen on images that are held out, and what is told is of
-test images, by reads that no choice saw; a section measured otherwise says so in its first line.
+test images, by reads that no choice saw; a section measured otherwise says so in its first line. Sections that name no
+law of fluctuation are of `hardware.law: paper`, without noise of sensing.
 """
 
 

@@ -21,6 +21,7 @@ class Stream(Enum):
     CONFIRMATION = "reads of the test images that nothing was chosen by"
     CHIPS = "the chips that are measured"
     COST = "reads that a network is priced by"
+    OVER_TIME = "reads, and chips, some time after programming"
     EXACT = "a state for every cell"
     FEATURES = "images and chip that features are made from"
     FEATURE_READS = "read noise of the network that makes features"

@@ -109,9 +109,47 @@ def tables(results: dict[str, Result]) -> list[Table]:
         Table("every point", [POINT_COLUMNS, *_point_rows(results)]),
         _single_points(merged),
         accuracies(results),
+        over_time(results),
         Table("training on the chip", _training_rows(merged)),
     ]
     return [table for table in made if len(table.rows) > 1]
+
+
+def over_time(results: dict[str, Result]) -> Table:
+    """Accuracy some time after programming: the median, and the least and the largest, over chips or else reads."""
+    shown = {row: point["over_time"] for row, point in _named_points(results) if point.get("over_time")}
+    times = sorted({found["time_s"] for several in shown.values() for found in several})
+    rows: list[Row] = [("case", *(f"% after {duration(time_s)}" for time_s in times))]
+    for row, several in shown.items():
+        told = {found["time_s"]: [100 * value for value in found["accuracies"]] for found in several}
+        cells = [
+            f"{statistics.median(told[t]):.2f} ({min(told[t]):.2f}-{max(told[t]):.2f})" if t in told else ""
+            for t in times
+        ]
+        rows.append((row, *cells))
+    return Table("accuracy over time", rows)
+
+
+def _named_points(results: dict[str, Result]) -> list[tuple[str, Result]]:
+    """Every point, with the case's name and, of several, what it was asked for."""
+    named = []
+    for case, result in results.items():
+        points = result.get("points") or [result]
+        for point in points:
+            asked = "" if len(points) == 1 else f", {_asked_for(point)}"
+            named.append((case + asked, point))
+    return named
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that it fills.
+
+    >>> duration(1), duration(86400), duration(31536000), duration(90)
+    ('1 s', '1 d', '1 a', '1.5 min')
+    """
+    units = {"a": 31_536_000, "d": 86_400, "h": 3_600, "min": 60, "s": 1}
+    name = next((unit for unit, length in units.items() if seconds >= length), "s")
+    return f"{seconds / units[name]:.3g} {name}"
 
 
 def least_energies(results: dict[str, Result]) -> Table:
@@ -649,11 +687,15 @@ def _row(case: str, result: Result) -> Row:
     )
 
 
+def _asked_for(point: Result) -> str:
+    return f"budget {point['budget']:.3g}" if point["drop"] is None else f"{100 * point['drop']:g} %"
+
+
 def _point_rows(results: dict[str, Result]) -> list[Row]:
     rows: list[Row] = []
     points = [(case, point) for case, result in results.items() for point in _points(result)]
     for case, point in sorted(points, key=lambda item: math.inf if item[1]["drop"] is None else item[1]["drop"]):
-        wanted = f"budget {point['budget']:.3g}" if point["drop"] is None else f"{100 * point['drop']:g} %"
+        wanted = _asked_for(point)
         rows.append(
             (
                 wanted + {"": "", NOT_FOUND: " not reached", MISSED: " missed"}[missing(point)],

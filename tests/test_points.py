@@ -2,15 +2,20 @@
 
 import copy
 import math
+import statistics
 
 import pytest
 import torch
 from torch import nn
 
 from energytl import (
+    Cell,
+    DifferentialPair,
+    Drift,
     Hardware,
     MultilevelPair,
     Noiseless,
+    PcmDrift,
     analog_layers,
     calibrate,
     configure,
@@ -339,3 +344,23 @@ def test_chips_top_k_and_histograms_are_measured(measure):
         assert sum(found["counts"]) == layer.weight.numel()
         assert found["counts"][len(found["counts"]) // 2] == int((held == 0).sum())
         assert found["counts"][-1] == int((held > float(held.max()) * 0.99).sum())
+
+
+def test_accuracy_over_time_falls_as_cells_drift_and_is_put_right(measure):
+    """Ten reads of phase-change cells, whose conductances fall to half and less within a year."""
+    times = (1.0, 86_400.0, 31_536_000.0)
+    medians = {}
+    for compensation in ("none", "layer"):
+        hardware = Hardware(
+            rho=20.0,
+            mapping=DifferentialPair(),
+            cell=Cell(g_min_siemens=0.1e-6, g_max_siemens=25e-6),
+            drift=Drift(PcmDrift(), compensation=compensation),
+        )
+        (point,), _, points = measure(hardware=hardware, times_s=times, chips=4)
+        assert [found["time_s"] for found in point["over_time"]] == list(times)
+        assert all(len(found["accuracies"]) == 4 for found in point["over_time"])
+        medians[compensation] = [statistics.median(found["accuracies"]) for found in point["over_time"]]
+        assert {layer.hardware.drift.time_s for layer in analog_layers(points.analog).values()} == {1.0}
+    assert medians["none"][0] > medians["none"][2]
+    assert medians["layer"][2] > medians["none"][2] - 0.02

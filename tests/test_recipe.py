@@ -291,6 +291,15 @@ def test_runs_side_by_side_are_not_evaluated(written):
         ),
         ({"frozen": ["fc1"]}, "frozen is about training, but train is null: leave it out"),
         ({"convergence": {"target": 0.9}}, "convergence is about training, but train is null: leave it out"),
+        (
+            {"evaluation": {"times_s": [1, 86400]}},
+            "evaluation.times_s wants cells that change: set",
+        ),
+        ({"evaluation": {"times_s": [0.1]}}, "evaluation.times_s is 0.1; allowed: 1 or more"),
+        (
+            {"evaluation": {"times_s": [1e6]}, "hardware": {"drift": {"law": "RramRelaxation"}}},
+            "drift.time_s is 1e+06; RramRelaxation was measured to 172800 s",
+        ),
     ],
     ids=str,
 )

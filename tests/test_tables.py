@@ -805,3 +805,16 @@ def test_learning_costs_are_a_line_a_method_over_the_medians_of_seeds(synthetic)
         assert [list(line.get_xdata()) for line in drawn] == [[first, 2 * first]] * 2
         assert [list(line.get_ydata()) for line in drawn] == [[91.0, 91.0]] * 2
     assert learning_costs({name: result for name, result in results.items() if "plain" in name}) is None
+
+
+def test_accuracy_over_time_is_a_table_and_a_figure(synthetic):
+    found = [{"time_s": 1.0, "accuracies": [0.9, 0.8, 0.85]}, {"time_s": 86_400.0, "accuracies": [0.5, 0.7, 0.6]}]
+    results = {case: synthetic([(None, 1.0)]) for case in ("drifts", "stays")}
+    results["drifts"]["points"][0]["over_time"] = results["drifts"]["over_time"] = found
+    table = next(table for table in tables(results) if table.title == "accuracy over time")
+    assert table.rows == [
+        *[("case", "% after 1 s", "% after 1 d"), ("drifts", "85.00 (80.00-90.00)", "60.00 (50.00-70.00)")]
+    ]
+    (axes,) = figures(results)["over_time"].axes
+    assert axes.get_xscale() == "log" and len(axes.lines) >= 1
+    assert "over_time" not in figures({"stays": results["stays"]})

@@ -113,7 +113,7 @@ def reading(
         computation: how reads are computed; None: as each layer has it.
         seed: of the read noise; None: it goes on.
         chip: whose cells are read; None: those of each layer's own chip.
-        time_s: since programming, for the drift law of the hardware; None: the hardware's own time.
+        time_s: since programming, for layers whose hardware has a law of drift; None: the hardware's own time.
         as_written: cells hold what they should: without errors of programming, stuck cells and drift.
 
     >>> from energytl.analog.convert import convert
@@ -126,13 +126,17 @@ def reading(
     0
     """
     before = {layer: layer.hardware for layer in required_layers(analog).values()}
+    if time_s is not None and all(hardware.drift.law is None for hardware in before.values()):
+        raise ValueError("time_s wants hardware whose cells change with time: set hardware.drift.law, as PcmDrift")
     places = {noise: (noise.seed, noise.position) for noise in {layer.noise for layer in before}}
     given = {"computation": computation, "chip": chip}
     changes = {name: value for name, value in given.items() if value is not None} | (AS_WRITTEN if as_written else {})
     try:
         for layer, hardware in before.items():
-            time = {} if time_s is None or as_written else {"drift": replace(hardware.drift, time_s=time_s)}
-            layer.configure(**changes | time)
+            drift = hardware.drift
+            if time_s is not None and drift.law is not None:
+                drift = replace(drift, time_s=time_s)
+            layer.configure(**{"drift": drift} | changes)
         if seed is not None:
             for noise in places:
                 noise.reseed(seed)
