@@ -117,6 +117,10 @@ def overrides_of(path, request):
         short = ["--data.batch_size=2", "--calibration_batches=1"]
         return [*short, *there, *(measured if "posttraining" in name else [])]
     there = [f"--data.root={request.getfixturevalue('data_root')}"]
+    if name.startswith(("time", "wires")):
+        (weights,) = (packed / "weights" / "cifar10").glob("akamaster_resnet20-*.th")
+        few = ["--evaluation.images=20", "--evaluation.reads=1", f"--evaluation.chips={int(name.startswith('time'))}"]
+        return [*there, f"--weights={weights}", *few, "--evaluation.cost_batches=1"]
     if "resnet20" in name or "resnet32" in name:
         depth = "resnet20" if "resnet20" in name else "resnet32"
         (weights,) = (packed / "weights" / "cifar10").glob(f"akamaster_{depth}-*.th")
