@@ -244,7 +244,7 @@ class Recipe:
             raise ValueError("pretrain.clip_weights: digital weights have no range; leave it out, or make it a stage")
         times, drift = () if self.evaluation is None else self.evaluation.times_s, self.hardware.drift
         if times and drift.law is None:
-            raise ValueError("evaluation.times_s wants cells that change: set hardware.drift.law, as PcmDrift")
+            raise ValueError("evaluation.times_s requires cells that change: set hardware.drift.law, e.g. PcmDrift")
         for time_s in times:
             replace(drift, time_s=time_s)  # refuses what the law says nothing of
         if self.data.runs > 1 and self.evaluation is not None:

@@ -293,7 +293,7 @@ def test_runs_side_by_side_are_not_evaluated(written):
         ({"convergence": {"target": 0.9}}, "convergence is about training, but train is null: leave it out"),
         (
             {"evaluation": {"times_s": [1, 86400]}},
-            "evaluation.times_s wants cells that change: set",
+            "evaluation.times_s requires cells that change: set",
         ),
         ({"evaluation": {"times_s": [0.1]}}, "evaluation.times_s is 0.1; allowed: 1 or more"),
         (

@@ -127,7 +127,7 @@ def reading(
     """
     before = {layer: layer.hardware for layer in required_layers(analog).values()}
     if time_s is not None and all(hardware.drift.law is None for hardware in before.values()):
-        raise ValueError("time_s wants hardware whose cells change with time: set hardware.drift.law, as PcmDrift")
+        raise ValueError("time_s requires hardware whose cells change with time: set hardware.drift.law, e.g. PcmDrift")
     places = {noise: (noise.seed, noise.position) for noise in {layer.noise for layer in before}}
     given = {"computation": computation, "chip": chip}
     changes = {name: value for name, value in given.items() if value is not None} | (AS_WRITTEN if as_written else {})

@@ -122,7 +122,7 @@ class Drift:
         if self.compensation not in ("none", "layer", "column"):
             raise ValueError(f"drift.compensation is {self.compensation}; allowed: none, layer, column")
         if self.law is None and (self.time_s != FIRST_S or self.compensation != "none"):
-            raise ValueError("drift.time_s and drift.compensation want a drift.law, as PcmDrift")
+            raise ValueError("drift.time_s and drift.compensation require a drift.law, e.g. PcmDrift")
         if self.law is not None and self.time_s > self.law.longest_s:
             raise ValueError(
                 f"drift.time_s is {self.time_s:g}; {type(self.law).__name__} was measured to {self.law.longest_s:g} s"

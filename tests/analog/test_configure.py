@@ -122,6 +122,6 @@ def test_evaluating_leaves_layers_of_several_kinds_as_they_were(network):
 
 def test_a_time_without_a_law_is_refused():
     layer = convert(nn.Linear(2, 2), Hardware(computation=Moments()))
-    with pytest.raises(ValueError, match=r"time_s wants hardware whose cells change"), reading(layer, time_s=5.0):
+    with pytest.raises(ValueError, match=r"time_s requires hardware whose cells change"), reading(layer, time_s=5.0):
         pass
     assert layer.hardware == Hardware(computation=Moments())

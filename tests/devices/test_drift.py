@@ -79,7 +79,7 @@ def test_factors_undo_what_all_cells_have_lost_alike():
         (lambda: Drift(PcmDrift(), 0.5), r"drift\.time_s is 0\.5; allowed: 1 or more"),
         (lambda: Drift(RramRelaxation(), 1e6), r"drift\.time_s is 1e\+06; RramRelaxation was measured to 172800 s"),
         (lambda: Drift(PcmDrift(), 2.0, "row"), r"drift\.compensation is row; allowed: none, layer, column"),
-        (lambda: Drift(None, 2.0), r"drift\.time_s and drift\.compensation want a drift\.law"),
+        (lambda: Drift(None, 2.0), r"drift\.time_s and drift\.compensation require a drift\.law"),
     ],
 )
 def test_what_is_no_time_is_refused(make, says):
