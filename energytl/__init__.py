@@ -20,6 +20,7 @@ from energytl.analog.mapping import (
     BitCells,
     BitSlices,
     DifferentialPair,
+    Mapping,
     MultilevelCell,
     MultilevelPair,
     OneCell,
@@ -34,6 +35,7 @@ from energytl.analog.read import (
     InputFormat,
     Moments,
     Noiseless,
+    ReadScheme,
     RepeatedRead,
     SingleRead,
 )
@@ -44,7 +46,7 @@ from energytl.crossbar.arrays import Arrays
 from energytl.crossbar.converter import CalibratedRange, Converter, FullRange, GranularRange
 from energytl.devices import presets  # noqa: F401  as energytl.devices.presets
 from energytl.devices.cell import Cell
-from energytl.devices.drift import CmoHfoxRelaxation, Drift, PcmDrift, RramRelaxation
+from energytl.devices.drift import CmoHfoxRelaxation, Drift, DriftLaw, PcmDrift, RramRelaxation
 from energytl.devices.fluctuation import Fluctuation
 from energytl.devices.programming import (
     Falcone2025,
@@ -54,6 +56,7 @@ from energytl.devices.programming import (
     Stuck,
     Variation,
     Wan2022,
+    WriteError,
 )
 from energytl.devices.sensing import SensingNoise
 
@@ -71,6 +74,7 @@ __all__ = [
     "Cost",
     "DifferentialPair",
     "Drift",
+    "DriftLaw",
     "Exact",
     "Falcone2025",
     "Fluctuation",
@@ -82,6 +86,7 @@ __all__ = [
     "InputFormat",
     "IsaacConverter",
     "LayerCost",
+    "Mapping",
     "Milo2021",
     "Moments",
     "MultilevelCell",
@@ -91,6 +96,7 @@ __all__ = [
     "OneCell",
     "PcmDrift",
     "Periphery",
+    "ReadScheme",
     "RepeatedRead",
     "ResetCells",
     "RramRelaxation",
@@ -101,6 +107,7 @@ __all__ = [
     "WaldenConverter",
     "Wan2022",
     "WeightFormat",
+    "WriteError",
     "analog_layers",
     "calibrate",
     "conductances",

@@ -382,7 +382,9 @@ class Array:
             draw: of the noise; None: neither reads nor converters have any.
             variances: of one read of each cell, like cells; None: reads do not fluctuate.
         """
-        if is_large(x) and not torch.is_grad_enabled() and self.inputs.levels <= LARGEST and self.split(x) is not None:
+        known = type(self.converter) is Converter  # else it has codes of its own
+        wanted = known and not torch.is_grad_enabled() and self.inputs.levels <= LARGEST
+        if wanted and is_large(x) and self.split(x) is not None:
             return converted_large(self, x, cells, draw, variances)
         cells = self.stored if cells is None else cells
         step = self.input_range / self.inputs.levels
