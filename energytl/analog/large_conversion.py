@@ -11,7 +11,6 @@ from energytl.analog.fused_conversion import add_converted_
 from energytl.analog.integer_product import LARGEST, integers_are_exact
 from energytl.analog.partial_sums import converter_ranges, variance_floor
 from energytl.analog.quantize import round_to_integers
-from energytl.analog.sensing import sums_variance
 
 if TYPE_CHECKING:
     from energytl.analog.read import Array, InputFormat, ReadScheme
@@ -39,6 +38,7 @@ def converted_large(
     levels = array.mapping.sensed_levels(array.weights) if cells is None and array.cells is None else None
     steps = array.converter.step(converter_ranges(array)) * array.scheme.drive_levels(array.inputs)
     floor = 0.0 if spreads is None else variance_floor(array)
+    sensing = array.sensing_of_sums
     outputs, outcome, shape = len(array.weight), torch.empty(0), torch.Size()
     for number, phase, mean, variance in _products(array, x, columns, spreads, levels):
         if not outcome.numel():
@@ -56,7 +56,7 @@ def converted_large(
                 steps[number : number + 1] if len(steps) > 1 else steps,
                 units[phase] * significance * array.unit,
                 floor,
-                None if array.sensing_noise is None else sums_variance(array, phase)[number, column],
+                None if sensing is None else sensing[phase][number, column],
                 array.converter,
                 draw,
             )

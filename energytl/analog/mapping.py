@@ -136,20 +136,24 @@ class Mapping(ABC):
     def stored(self, u: Tensor, weights: WeightFormat) -> Tensor:
         """m_c of the cells that carry current, shape (C, *u.shape)."""
 
+    def senses_apart(self, weights: WeightFormat) -> bool:
+        """Whether the current of each cell of a weight is converted by itself."""
+        return self.conversions_per_output(weights) == len(self.significances(weights))
+
     def sensed(self, cells: Tensor, weights: WeightFormat) -> tuple[Tensor, tuple[float, ...]]:
         """What is converted apart, and its significances: columns (S, *shape) of cells (C, *shape).
 
         Cells that share a conversion are sensed together: their currents add up before it.
         """
         significances = self.significances(weights)
-        if self.conversions_per_output(weights) == len(significances):
+        if self.senses_apart(weights):
             return cells, significances
         return torch.tensordot(cells.new_tensor([significances]), cells, 1), (1.0,)
 
     def sensed_variances(self, variances: Tensor, weights: WeightFormat) -> Tensor:
         """Variances of one read of what is converted apart, (S, *shape), of those of the cells, (C, *shape)."""
         significances = self.significances(weights)
-        if self.conversions_per_output(weights) == len(significances):
+        if self.senses_apart(weights):
             return variances
         return torch.tensordot(variances.new_tensor([significances]).square(), variances, 1)
 

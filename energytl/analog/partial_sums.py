@@ -14,8 +14,6 @@ from torch import Tensor
 
 from energytl.analog.mapping import smallest_weight
 from energytl.analog.noise import normal_like
-from energytl.analog.once import once
-from energytl.analog.sensing import sums_variance
 from energytl.devices.fluctuation import amplitude
 
 if TYPE_CHECKING:
@@ -107,10 +105,11 @@ def _partial_sums(
     spreads = None if variances is None else array.mapping.sensed_variances(variances, array.weights)
     scheme, inputs = array.scheme, array.inputs
     units, drives = scheme.conversions(inputs), scheme.drives(integers, inputs)
+    sensing = None if draw is None else array.sensing_of_sums
     for phase, (unit, (drive, squares)) in enumerate(zip(units, drives, strict=True)):
         for number, significance in enumerate(significances):
             sums = array.partial_sums(drive, columns[number])
-            added = None if draw is None else _sensing_variance(array, phase, number, sums.dim())
+            added = _sensing_variance(array, sensing, phase, number, sums.dim())
             if spreads is not None and draw is not None:
                 variance = array.partial_sums(squares(), spreads[number]) + variance_floor(array)
                 sums = sums + normal_like(sums, draw) * (variance if added is None else variance + added).sqrt()
@@ -119,12 +118,13 @@ def _partial_sums(
             yield unit * significance, sums
 
 
-def _sensing_variance(array: "Array", phase: int, column: int, dims: int) -> Tensor | None:
+def _sensing_variance(
+    array: "Array", variances: list[Tensor] | None, phase: int, column: int, dims: int
+) -> Tensor | None:
     """What noise of sensing adds to the partial sums of a phase and column, which have so many dimensions, or None."""
-    if array.sensing_noise is None:
+    if variances is None:
         return None
-    sums = once(array.kept, f"sensing of phase {phase}", lambda: sums_variance(array, phase))
-    added = torch.stack([array.of_outputs(each) for each in sums[:, column]])
+    added = torch.stack([array.of_outputs(each) for each in variances[phase][:, column]])
     return added.view(len(added), *[1] * (dims - added.dim()), *added.shape[1:])
 
 

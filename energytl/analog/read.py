@@ -33,7 +33,7 @@ from energytl.analog.quantize import (
     gradient_inside,
     round_to_integers,
 )
-from energytl.analog.sensing import output_variance, sums_variance
+from energytl.analog.sensing import output_variance, sums_variances
 from energytl.crossbar.converter import Converter
 from energytl.devices.cell import Cell
 from energytl.devices.fluctuation import Fluctuation, amplitude, sample_states, signed_amplitude
@@ -334,6 +334,14 @@ class Array:
         return None if self.sensing_noise is None else once(self.kept, "sensing", lambda: output_variance(self))
 
     @property
+    def sensing_of_sums(self) -> list[Tensor] | None:
+        """The same of the partial sums of each phase, (arrays, S, O), in units of one step of the drive."""
+        if self.sensing_noise is None:
+            return None
+        variances: list[Tensor] = once(self.kept, "sensing of sums", lambda: sums_variances(self))
+        return variances
+
+    @property
     def step(self) -> float:
         """What the integer input 1 stands for."""
         return self.input_range / self.inputs.levels
@@ -485,6 +493,10 @@ class Moments(Computation):
         return outcome + each(quantised.unsqueeze(1), deviation, None).squeeze(1)
 
 
+Currents = Iterator[tuple[int, int, Tensor]]
+"""Phase, cell of a weight, and what each cell of its kind adds in it: (n, L, G, O, K)."""
+
+
 @dataclass(frozen=True)
 class Exact(Computation):
     """A state for every cell, image, output position and read: the definition, and slow.
@@ -511,7 +523,10 @@ class Exact(Computation):
         chunk = max(1, self.states_at_once // (positions * stored[0].numel()))
         read = self._read if array.converter is None else self._read_converted
         draws = generator, self._of_cells(array, len(stored), x.device)
-        parts = [read(array, part, stored, spread, *draws) for part in patches.split(chunk)]
+        parts = []
+        for part in patches.split(chunk):
+            nothing = part.new_zeros(*part.shape[:-1], stored.shape[2])
+            parts.append(read(array, nothing, self._currents(array, part, stored, spread, *draws), generator))
         product = torch.cat(parts) * (step * array.full_range)
         outcome = array.fold(product if array.bias is None else product + array.bias.view(groups, -1))
         return outcome if array.converter is not None else array.sensed(outcome, generator)
@@ -524,45 +539,29 @@ class Exact(Computation):
         of_all, _ = array.noise.of_cells(device, array.index, array.alone)
         return [torch.Generator(device).manual_seed(fold(of_all.initial_seed(), cell)) for cell in range(cells)]
 
-    def _read(
-        self,
-        array: Array,
-        patches: Tensor,
-        stored: Tensor,
-        spread: Tensor,
-        generator: torch.Generator,
-        of_cells: list[torch.Generator],
-    ) -> Tensor:
-        """Integers (n, L, G, K) on cells (C, G, O, K) → (n, L, G, O)."""
-        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
-        for _, cell, current in self._currents(array, patches, stored, spread, generator, of_cells):
+    @staticmethod
+    def _read(array: Array, total: Tensor, currents: Currents, generator: torch.Generator) -> Tensor:
+        """The sums of the cells' currents, beside a total (n, L, G, O)."""
+        for _, cell, current in currents:
             total = total + array.significances[cell] * current.sum(-1)
         return total
 
-    def _read_converted(
-        self,
-        array: Array,
-        patches: Tensor,
-        stored: Tensor,
-        spread: Tensor,
-        generator: torch.Generator,
-        of_cells: list[torch.Generator],
-    ) -> Tensor:
+    @staticmethod
+    def _read_converted(array: Array, total: Tensor, currents: Currents, generator: torch.Generator) -> Tensor:
         """The same with converters: the currents of each array, phase and column that is sensed apart are converted."""
         scheme, inputs = array.scheme, array.inputs
         units = scheme.conversions(inputs)
-        apart = array.mapping.conversions_per_output(array.weights) == len(stored)
+        apart, sensing = array.mapping.senses_apart(array.weights), array.sensing_of_sums
         sums: dict[tuple[int, int], Tensor] = {}
-        for phase, cell, current in self._currents(array, patches, stored, spread, generator, of_cells):
+        for phase, cell, current in currents:
             parts = torch.stack([part.sum(-1) for part in current.split(array.arrays, -1)])
             place = (phase if len(units) > 1 else 0, cell if apart else 0)
             sums[place] = sums.get(place, 0.0) + parts * (1.0 if apart else array.significances[cell])
-        total = patches.new_zeros(*patches.shape[:-1], stored.shape[2])
         for (phase, cell), parts in sums.items():
             significance = array.significances[cell] if apart else 1.0
             unit, steps = units[phase], parts / units[phase]
-            if array.sensing_noise is not None:
-                noise = sums_variance(array, phase)[:, cell].sqrt().view(len(parts), 1, 1, *stored.shape[1:3])
+            if sensing is not None:
+                noise = sensing[phase][:, cell].sqrt().view(len(parts), 1, 1, *total.shape[2:])
                 steps = steps + noise * torch.randn(steps.shape, generator=generator, device=steps.device)
             total = total + convert_sums(array, steps, unit * significance, generator)
         return total
@@ -575,7 +574,7 @@ class Exact(Computation):
         spread: Tensor,
         generator: torch.Generator,
         of_cells: list[torch.Generator],
-    ) -> Iterator[tuple[int, int, Tensor]]:
+    ) -> Currents:
         """Phase, cell of a weight, and what each cell of its kind adds in it: (n, L, G, O, K)."""
         noise = array.fluctuation
         together = math.sqrt(noise.correlation)

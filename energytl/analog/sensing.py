@@ -18,16 +18,22 @@ if TYPE_CHECKING:
 def output_variance(array: "Array") -> Tensor:
     """Of the outputs, Σ_p u_p²·Σ_s σ_s²·Σ_t Var, (O,), in units of one integer input times a full weight, squared.
 
-    Var are those of `sums_variance`, with its phases p, arrays t and columns s, of significance σ_s.
+    Var are those of `sums_variances`, with its phases p, arrays t and columns s, of significance σ_s.
     """
     units = array.scheme.conversions(array.inputs)
-    significances = array.significances if _apart(array) else (1.0,)
+    significances = array.significances if array.mapping.senses_apart(array.weights) else (1.0,)
     squares = array.weight.new_tensor(significances).square()
-    each = sum(unit**2 * sums_variance(array, phase).sum(0) for phase, unit in enumerate(units))
+    each = sum(unit**2 * sums.sum(0) for unit, sums in zip(units, sums_variances(array), strict=True))
     return torch.tensordot(squares, each, 1)
 
 
-def sums_variance(array: "Array", phase: int) -> Tensor:
+def sums_variances(array: "Array") -> list[Tensor]:
+    """Of the partial sums of each phase of a read that is converted apart, as `_sums_variance` has them."""
+    siemens = _siemens(array)
+    return [_sums_variance(array, phase, siemens) for phase in range(len(array.scheme.conversions(array.inputs)))]
+
+
+def _sums_variance(array: "Array", phase: int, siemens: Tensor) -> Tensor:
     """Of the partial sums of a phase, (arrays, S, O), in units of one step of the drive times a full cell, squared.
 
     (2kT·ΣG·t·Σ_r q_r² + kT·C·q²)/Q²: q_r are the steps of the drive that the charge of a full drive stands for, in each
@@ -36,6 +42,7 @@ def sums_variance(array: "Array", phase: int) -> Tensor:
     Args:
         array: the layer's cells.
         phase: number of what is converted apart, among `ReadScheme.conversions`.
+        siemens: ΣG, (arrays, S, O).
     """
     assert array.sensing_noise is not None
     noise, cell, scheme = array.sensing_noise, array.cell, array.scheme
@@ -45,7 +52,7 @@ def sums_variance(array: "Array", phase: int) -> Tensor:
     full = cell.read_volt * cell.read_s * SIEMENS_PER_RHO  # at ρ = 1
     thermal = noise.thermal_charge_variance(cell.read_s) / full**2 * steps
     amplifier = noise.amplifier_charge_variance / full**2 * scheme.drive_levels(array.inputs) ** 2
-    return (thermal * _siemens(array) + amplifier) / array.rho**2
+    return (thermal * siemens + amplifier) / array.rho**2
 
 
 def _siemens(array: "Array") -> Tensor:
@@ -54,7 +61,3 @@ def _siemens(array: "Array") -> Tensor:
     columns = array.mapping.sensed_variances(held, array.weights).flatten(2)
     idle = array.mapping.idle_cells(array.weights) * array.cell.g_min_siemens
     return torch.stack([(rows + idle).sum(-1) for rows in columns.split(array.arrays, -1)])
-
-
-def _apart(array: "Array") -> bool:
-    return array.mapping.conversions_per_output(array.weights) == len(array.significances)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from energytl.allowed import Allowed, check
 from energytl.devices.cell import Cell
-from energytl.devices.programming import WAN_MICROSIEMENS, wan_sigma
+from energytl.devices.programming import WAN_MICROSIEMENS, standard_normal, wan_sigma
 
 FIRST_S = 1.0
 """Laws hold from a second after programming on."""
@@ -54,12 +54,12 @@ class PcmDrift(DriftLaw):
         share = (siemens / cell.g_max_siemens).clamp(min=1e-6)
         mean = (-0.0155 * share.log() + 0.0244).clamp(0.049, 0.1)
         spread = (-0.0125 * share.log() - 0.0059).clamp(0.008, 0.045)
-        exponent = (mean + spread * _normal(siemens, generator)).abs()
+        exponent = (mean + spread * standard_normal(siemens, generator)).abs()
         drifted = siemens * ((time_s + PCM_START_S) / PCM_START_S) ** -exponent
         if not self.noise:
             return drifted
         relative = (0.0088 / share**0.65).clamp(max=0.2) * math.sqrt(math.log((time_s + PCM_READ_S) / (2 * PCM_READ_S)))
-        return (drifted * (1 + relative * _normal(siemens, generator))).clamp(min=0)
+        return (drifted * (1 + relative * standard_normal(siemens, generator))).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class RramRelaxation(DriftLaw):
 
     def at(self, siemens: Tensor, time_s: float, cell: Cell, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         added = relaxed_variance(siemens, time_s, cell.g_max_siemens)
-        return (siemens + added.sqrt() * _normal(siemens, generator)).clamp(min=0)
+        return (siemens + added.sqrt() * standard_normal(siemens, generator)).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class CmoHfoxRelaxation(DriftLaw):
 
     def at(self, siemens: Tensor, time_s: float, cell: Cell, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         logarithm = math.log(time_s)
-        change = -0.0890 * logarithm + (0.0420 * logarithm + 0.4118) * _normal(siemens, generator)
+        change = -0.0890 * logarithm + (0.0420 * logarithm + 0.4118) * standard_normal(siemens, generator)
         return (siemens + 1e-6 * change).clamp(min=0)
 
 
@@ -140,7 +140,3 @@ def compensating(programmed: Tensor, now: Tensor, columns: bool) -> Tensor:
     dims = tuple(range(0 if not columns else 1, now.dim()))
     sums = [w.detach().abs().sum(dims).reshape(-1) for w in (programmed, now)]
     return torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

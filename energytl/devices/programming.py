@@ -105,7 +105,7 @@ class Variation(WriteError):
             values = targets.new_tensor(scale.values)
             nearest = torch.bucketize(targets, (values[1:] + values[:-1]) / 2)
             sigma = targets.new_tensor((0.0, *self.levels))[nearest]
-        return (1 + sigma * _normal(targets, generator)).clamp(min=0) * targets
+        return (1 + sigma * standard_normal(targets, generator)).clamp(min=0) * targets
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class GaussianWrite(WriteError):
         check(self, "programming", std=Allowed(0, 100, note="share of the full range"))
 
     def written(self, targets: Tensor, scale: Scale, generator: torch.Generator | None) -> Tensor:  # noqa: D102
-        return targets + self.std * _normal(targets, generator)
+        return targets + self.std * standard_normal(targets, generator)
 
 
 class ConductanceError(WriteError):
@@ -145,7 +145,7 @@ class ConductanceError(WriteError):
 
     def written(self, targets: Tensor, scale: Scale, generator: torch.Generator | None) -> Tensor:  # noqa: D102
         siemens = scale.siemens(targets)
-        missed = siemens + self.sigma(siemens, scale.cell) * _normal(targets, generator)
+        missed = siemens + self.sigma(siemens, scale.cell) * standard_normal(targets, generator)
         return scale.held(missed.clamp(min=0))
 
 
@@ -264,5 +264,6 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total
 
 
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of the shape, type and device of a tensor."""
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
